@@ -1,0 +1,58 @@
+"""What all tests share: an environment without the developer's settings, and a browser for the page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from playwright.async_api import Page, async_playwright
+
+# A loaded machine is no failure; CI repeats exactly what a failing run of it did.
+hypothesis.settings.register_profile("convobase", deadline=None, derandomize=os.environ.get("CI") == "true")
+hypothesis.settings.load_profile("convobase")
+
+# For settings, proxies and colours of whoever runs the tests.
+for _name in list(os.environ):
+    if _name.upper().startswith(("CONVOBASE_", "OPENAI_")) and _name != "CONVOBASE_TEST_CHROMIUM":
+        del os.environ[_name]
+
+_CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# The network flags keep Chromium from looking its maker up at each start; the sandbox can't be had as root.
+_CHROMIUM_FLAGS = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-sandbox",
+)
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> Path:
+    """An installed Chromium (`CONVOBASE_TEST_CHROMIUM` names another one). Without one: failed in CI, else skipped."""
+    chosen = os.environ.get("CONVOBASE_TEST_CHROMIUM")
+    for name in (chosen,) if chosen else _CHROMIUM_NAMES:
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    reason = "no Chromium was found; on Debian or Ubuntu: apt-get install chromium"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+async def page(chromium_path: Path) -> AsyncIterator[Page]:
+    """An empty tab of a fresh headless Chromium. `page.context.new_page()` is a second tab of the same user."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=list(_CHROMIUM_FLAGS))
+        try:
+            yield await browser.new_page()
+        finally:
+            await browser.close()
