@@ -1,0 +1,216 @@
+"""The fold of a log: what its entries, applied in order, say about the conversation (SPEC.md section 10).
+
+Gateway and clients use the same fold: the session engine to know its turns, `GET /api/conversations/{id}` and
+`snapshot` to show them. It is pure: the same entries always give the same conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, structs, to_builtins
+
+from protocol.frames import (
+    Context,
+    Done,
+    Entry,
+    Error,
+    ErrorBody,
+    FinishReason,
+    FoldedCall,
+    FoldedMessage,
+    FunctionCall,
+    FunctionResult,
+    Message,
+    Restart,
+    RunningTurn,
+    Token,
+    TurnStatus,
+    Usage,
+)
+
+
+@dataclass(slots=True)
+class TurnFold:
+    """One turn: its question, the text that stands, its calls, and how it ended."""
+
+    message: Message
+    text: str = ""
+    """Standing text up to the last call or result; what came after is in `pieces` until the turn ends."""
+    pieces: list[tuple[int, str]] = field(default_factory=list)
+    """(seq of the entry, its text), since `text`."""
+    calls: dict[str, FoldedCall] = field(default_factory=dict)
+    end: Done | Error | None = None
+    keep_seq: int = 0
+    """The last entry of a finished round: what a `restart` keeps."""
+    attempt: int = 0
+    """Of the last `restart`."""
+
+    @property
+    def turn_id(self) -> str:
+        return self.message.turn_id
+
+    @property
+    def content(self) -> str:
+        """All the turn's text that stands, over all rounds."""
+        return self.text + "".join(text for _, text in self.pieces)
+
+    @property
+    def open_calls(self) -> list[FoldedCall]:
+        return [call for call in self.calls.values() if call.open]
+
+    @property
+    def rounds(self) -> int:
+        return max((call.round for call in self.calls.values()), default=0)
+
+    def apply(self, entry: Entry) -> None:
+        """One of the turn's own entries after its `message`, in order."""
+        match entry:
+            case Token():
+                self.pieces.append((entry.seq, entry.content))
+            case FunctionCall():
+                self.settle()
+                self.keep_seq = entry.seq
+                self.calls[entry.call_id] = FoldedCall(
+                    call_id=entry.call_id,
+                    name=entry.name,
+                    args=entry.args,
+                    runs=entry.runs,
+                    round=entry.round,
+                    offset=len(self.text),
+                )
+            case FunctionResult():
+                self.keep_seq = entry.seq
+                call = self.calls[entry.call_id]
+                self.calls[entry.call_id] = structs.replace(call, result=entry.result, error=entry.error)
+            case Restart():
+                self.pieces = [piece for piece in self.pieces if piece[0] <= entry.keep_seq]
+                self.attempt = entry.attempt
+            case Done() | Error():
+                self.settle()
+                self.end = entry
+            case Context() | Message():
+                pass
+
+    def settle(self) -> None:
+        """Joins the pieces: what was said before a call, or before the end, stands."""
+        self.text = self.content
+        self.pieces = []
+
+
+class Fold:
+    """A conversation after `seq` entries. `apply` wants the entries in order; merged `token` frames are fine."""
+
+    __slots__ = ("_by_message_id", "_open", "epoch", "seq", "turns")
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.epoch = 0
+        self.turns: dict[str, TurnFold] = {}
+        """In turn order, which is not log order: an interrupting message goes ahead of the queued ones."""
+        self._open: dict[str, TurnFold] = {}
+        """Those without an end, in the same order."""
+        self._by_message_id: dict[str, TurnFold] = {}
+
+    def apply_all(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self.apply(entry)
+
+    def apply(self, entry: Entry) -> None:
+        self.seq, self.epoch = entry.seq, entry.epoch
+        if isinstance(entry, Message):
+            self._begin(entry)
+            return
+        turn = self.turns[entry.turn_id]
+        turn.apply(entry)
+        if turn.end is not None:
+            del self._open[turn.turn_id]
+
+    def _begin(self, message: Message) -> None:
+        turn = TurnFold(message, keep_seq=message.seq)
+        self._by_message_id[message.message_id] = turn
+        overtaken = list(self._open)[1:] if message.interrupt else []
+        for turns in (self.turns, self._open):
+            later = [(turn_id, turns.pop(turn_id)) for turn_id in overtaken]
+            turns[message.turn_id] = turn
+            turns.update(later)
+
+    def open_turns(self) -> list[TurnFold]:
+        """Turns without an end, in turn order: the first is the one in progress, the others wait."""
+        return list(self._open.values())
+
+    def current(self) -> TurnFold | None:
+        return next(iter(self._open.values()), None)
+
+    def by_message_id(self, message_id: str) -> TurnFold | None:
+        return self._by_message_id.get(message_id)
+
+    def status(self, turn: TurnFold) -> TurnStatus:
+        match turn.end:
+            case Done(finish_reason="cancelled"):
+                return "cancelled"
+            case Done():
+                return "completed"
+            case Error():
+                return "failed"
+            case None:
+                pass
+        if turn is not self.current():
+            return "queued"
+        return "function_call" if any(call.runs != "gateway" for call in turn.open_calls) else "running"
+
+    def messages(self) -> list[FoldedMessage]:
+        """Each question followed by its answer, in turn order; a queued question has no answer yet."""
+        return [line for turn in self.turns.values() for line in self._lines(turn)]
+
+    def running(self) -> RunningTurn | None:
+        turn = self.current()
+        if turn is None:
+            return None
+        message = turn.message
+        return RunningTurn(
+            turn_id=turn.turn_id, status=self.status(turn), message_id=message.message_id, seq=message.seq
+        )
+
+    def _lines(self, turn: TurnFold) -> Iterator[FoldedMessage]:
+        message, status = turn.message, self.status(turn)
+        yield FoldedMessage(
+            role="user",
+            content=message.content,
+            turn_id=turn.turn_id,
+            status=status,
+            timestamp=message.metadata.timestamp,
+            message_id=message.message_id,
+            metadata=message.metadata.client,
+        )
+        if status == "queued":
+            return
+        reason, usage, error, ended = _ending(turn)
+        yield FoldedMessage(
+            role="assistant",
+            content=turn.content,
+            turn_id=turn.turn_id,
+            status=status,
+            timestamp=ended or message.metadata.timestamp,
+            function_calls=list(turn.calls.values()) or None,
+            finish_reason=reason,
+            usage=usage,
+            error=error,
+        )
+
+
+def _ending(turn: TurnFold) -> tuple[FinishReason | None, Usage | None, ErrorBody | None, int | None]:
+    match turn.end:
+        case Done() as done:
+            return done.finish_reason, done.usage, None, done.metadata.timestamp
+        case Error() as error:
+            return None, None, error.error, error.metadata.timestamp if error.metadata else None
+        case None:
+            return None, None, None, None
+
+
+def call_as_json(call: FoldedCall) -> dict[str, object]:
+    """A call with its answer, if it has one, as plain JSON values."""
+    fields: dict[str, object] = to_builtins(call)
+    return {name: value for name, value in fields.items() if value is not UNSET}
