@@ -1,0 +1,387 @@
+"""A feed is this node's view of one conversation's log; a cursor is a reader's place in it.
+
+    appended                 committed
+       |  tail (memory, bounded)  |
+    ---+--------------------------+------------------------------> seq
+                 ^ visible: what readers may see
+
+Entries are appended here by the session that owns the conversation, written by the `Journal`, and read by cursors.
+Every entry but a token is visible only when the log has it; tokens run ahead of the log, up to the next entry of
+another kind (SPEC.md section 2). There are no per-reader queues: a cursor takes the slice after itself, from the
+tail when that reaches back far enough, else from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from msgspec import Struct
+
+from gateway.logs.log import Append, Head, Key, Log, LogUnavailable, Position, turns_left_open
+from protocol.fold import Fold
+from protocol.frames import Entry, Metadata, Snapshot, Token
+from protocol.merge import SLICE_BYTES, merge
+
+TAIL_BYTES = 65536
+"""Bound of one feed's tail. A reader further behind reads the log instead."""
+ENTRY_OVERHEAD_BYTES = 200
+"""What an entry's objects take in memory beside its text, roughly."""
+UNCOMMITTED_BYTES = 1 << 20
+"""While the log can't be written, a feed takes this much and then has no room: its session stops reading upstream."""
+READ_BYTES = 1 << 20
+"""One step of reading a whole conversation."""
+
+
+class Slice(Struct, frozen=True):
+    """Merged frames after one cursor. Shared by all readers at that place, so it is encoded once per framing."""
+
+    frames: list[Entry]
+    encoded: dict[str, list[bytes]]
+    whole: bool
+    """Nothing more could be added to it, however far the log goes on."""
+
+    @property
+    def upto(self) -> Position:
+        last = self.frames[-1]
+        return Position(last.seq, last.epoch)
+
+
+def _slice(entries: list[Entry]) -> Slice:
+    frames = entries if len(entries) == 1 else merge(entries)
+    return Slice(frames, {}, whole=frames[-1].seq < entries[-1].seq)
+
+
+NOTHING_NEW = Slice([], {}, whole=False)
+
+
+def _size(entry: Entry) -> int:
+    return ENTRY_OVERHEAD_BYTES + len(entry.content) if type(entry) is Token else ENTRY_OVERHEAD_BYTES
+
+
+class Committer(Protocol):
+    """What a feed needs of the journal."""
+
+    log: Log
+
+    def due(self, feed: Feed, *, urgent: bool) -> None: ...
+
+
+class Feed:
+    """See above. All methods are synchronous and atomic on the event loop, but those that read the log."""
+
+    __slots__ = (
+        "__weakref__",
+        "_committed_waiters",
+        "_empty",
+        "_journal",
+        "_metadata",
+        "_slice",
+        "_slice_after",
+        "committed",
+        "committed_epoch",
+        "cursors",
+        "deleted",
+        "epoch",
+        "fenced",
+        "inflight",
+        "key",
+        "open_turns",
+        "seq",
+        "stale",
+        "tail",
+        "tail_bytes",
+        "tail_start",
+        "uncommitted",
+        "uncommitted_bytes",
+        "visible",
+    )
+
+    def __init__(self, key: Key, head: Head, journal: Committer) -> None:
+        self.key = key
+        self.seq = self.committed = self.visible = self.tail_start = head.seq
+        self.epoch = self.committed_epoch = head.epoch
+        self.stale = head.stale
+        self.open_turns = head.open_turns
+        self.tail: list[Entry] = []
+        self.tail_bytes = 0
+        self.uncommitted: list[Entry] = []
+        self.uncommitted_bytes = 0
+        self.inflight: list[Entry] = []
+        """Taken by the journal; not yet known to be in the log."""
+        self.cursors: tuple[Cursor, ...] = ()
+        self.fenced = False
+        """The log refused an append: somebody else owns the conversation, or it was erased."""
+        self.deleted = False
+        """Readers get `deleted` after the last entry."""
+        self._journal = journal
+        self._committed_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._metadata = Metadata(timestamp=0)
+        self._empty: asyncio.Event | None = None
+        """While `end` waits: set by the last cursor that leaves."""
+        self._slice: Slice | None = None
+        self._slice_after = -1
+
+    # ------------------------------------------------------------ writing (the owning session only)
+
+    def stamp(self, now_ms: int | None = None) -> Metadata:
+        """Metadata for an entry appended now; entries of one millisecond share it."""
+        now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+        if self._metadata.timestamp != now_ms:
+            self._metadata = Metadata(timestamp=now_ms)
+        return self._metadata
+
+    def next_position(self) -> Position:
+        """Where the next entry goes. A stale log starts a new epoch: max(old + 1, Unix seconds)."""
+        if self.stale:
+            self.stale = False
+            self.epoch = max(self.epoch + 1, int(time.time()))
+        return Position(self.seq + 1, self.epoch)
+
+    def append(self, *entries: Entry) -> None:
+        """Takes entries made for `next_position`. They are visible once committed, tokens at once.
+
+        After the log fenced this feed off there is nobody to write for, and nothing is taken.
+        """
+        if self.fenced:
+            return
+        urgent, seen = False, self.visible
+        for entry in entries:
+            if entry.seq != self.seq + 1:
+                raise AssertionError(f"entry {entry.seq} can't follow {self.seq}")
+            self.seq = entry.seq
+            if type(entry) is Token:
+                if self.visible == entry.seq - 1:
+                    self.visible = entry.seq
+            else:
+                urgent = True
+            size = _size(entry)
+            self.tail.append(entry)
+            self.tail_bytes += size
+            self.uncommitted.append(entry)
+            self.uncommitted_bytes += size
+        if urgent:
+            self.open_turns = turns_left_open(self.open_turns, entries)
+        self._journal.due(self, urgent=urgent)
+        if self.visible != seen:
+            self._wake()
+
+    @property
+    def has_room(self) -> bool:
+        return self.uncommitted_bytes < UNCOMMITTED_BYTES and not self.fenced
+
+    async def when_committed(self, seq: int) -> None:
+        """Returns when entry `seq` is in the log; raises `LogUnavailable` when it never will be. Safe to cancel."""
+        if self.committed >= seq:
+            return
+        if self.fenced:
+            raise LogUnavailable("this conversation was taken over or deleted")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._committed_waiters.append((seq, waiter))
+        await waiter
+
+    # ------------------------------------------------------------ the journal's side
+
+    def take_append(self) -> Append | None:
+        """What has to be written next; the same again until `written` or `refused` was called."""
+        if not self.inflight:
+            self.inflight, self.uncommitted = self.uncommitted, []
+        if not self.inflight:
+            return None
+        # One append has one epoch: what was begun in the next waits for the next commit.
+        epoch = self.inflight[0].epoch
+        cut = next((i for i, entry in enumerate(self.inflight) if entry.epoch != epoch), None)
+        if cut is not None:
+            self.inflight, self.uncommitted = self.inflight[:cut], self.inflight[cut:] + self.uncommitted
+        after = Position(self.committed, self.committed_epoch) if self.committed else Position(0, 0)
+        return Append(self.key, after, self.inflight)
+
+    def written(self) -> None:
+        """The entries of `take_append` are in the log."""
+        seen, last = self.visible, self.inflight[-1]
+        self.committed, self.committed_epoch = last.seq, last.epoch
+        self.inflight = []
+        self.uncommitted_bytes = sum(map(_size, self.uncommitted)) if self.uncommitted else 0
+        if self.visible < self.committed:
+            self.visible = self.committed
+        for entry in self.uncommitted:  # tokens right after what was just committed may be seen, too
+            if type(entry) is not Token or entry.seq != self.visible + 1:
+                break
+            self.visible = entry.seq
+        self._trim()
+        self._resolve_waiters()
+        if self.visible != seen:
+            self._wake()
+
+    def refused(self) -> None:
+        """The log fenced us off. Nothing more can be written through this feed."""
+        self.fenced = True
+        self.inflight, self.uncommitted, self.uncommitted_bytes = [], [], 0
+        waiters, self._committed_waiters = self._committed_waiters, []
+        for _, waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(LogUnavailable("this conversation was taken over or deleted"))
+        self._wake()
+
+    def _resolve_waiters(self) -> None:
+        if not self._committed_waiters:
+            return
+        waiting = []
+        for seq, waiter in self._committed_waiters:
+            if seq > self.committed:
+                waiting.append((seq, waiter))
+            elif not waiter.done():
+                waiter.set_result(None)
+        self._committed_waiters = waiting
+
+    def _trim(self) -> None:
+        """Keeps the tail within its bound; what isn't committed stays, and is bounded by `has_room`."""
+        if not self.open_turns and self.committed == self.seq and all(c.position.seq == self.seq for c in self.cursors):
+            self._drop(len(self.tail))
+        elif self.tail_bytes > 2 * TAIL_BYTES:
+            surplus, count = self.tail_bytes - TAIL_BYTES, 0
+            for entry in self.tail:
+                if surplus <= 0 or entry.seq > self.committed:
+                    break
+                surplus -= _size(entry)
+                count += 1
+            self._drop(count)
+
+    def _drop(self, count: int) -> None:
+        dropped, self.tail = self.tail[:count], self.tail[count:]
+        self.tail_bytes -= sum(map(_size, dropped))
+        self.tail_start += count
+        if not self.tail:
+            self._slice = None
+
+    # ------------------------------------------------------------ reading
+
+    def slice_after(self, after: int) -> Slice | None:
+        """The next merged slice of visible entries after entry `after`; None when the tail doesn't reach back
+        that far. Empty when there is nothing new."""
+        if after < self.tail_start:
+            return None
+        cached = self._slice
+        if (
+            cached is not None
+            and self._slice_after == after
+            and (cached.whole or cached.frames[-1].seq == self.visible)
+        ):
+            return cached
+        entries = self.tail[after - self.tail_start : self.visible - self.tail_start]
+        if not entries:
+            return NOTHING_NEW
+        made = _slice(entries)
+        self._slice, self._slice_after = made, after
+        return made
+
+    async def read_after(self, after: int) -> Slice:
+        """As `slice_after`, from the log. Raises `LogUnavailable`. Safe to cancel."""
+        entries = await self._journal.log.read(self.key, after, SLICE_BYTES)
+        return _slice(entries) if entries else NOTHING_NEW
+
+    async def read_all(self) -> list[Entry]:
+        """Every visible entry. Raises `LogUnavailable`. Safe to cancel."""
+        entries: list[Entry] = []
+        while True:
+            after = entries[-1].seq if entries else 0
+            if after >= self.tail_start:
+                start, end = after - self.tail_start, self.visible - self.tail_start
+                return entries + self.tail[start:end]
+            more = await self._journal.log.read(self.key, after, READ_BYTES)
+            if not more:
+                return entries  # erased while it was read
+            entries += more
+
+    async def snapshot(self) -> Snapshot:
+        """The fold of all visible entries, with its cursor. Raises `LogUnavailable`. Safe to cancel."""
+        fold = Fold()
+        fold.apply_all(await self.read_all())
+        return Snapshot(
+            conversation_id=self.key.conversation_id,
+            seq=fold.seq,
+            epoch=fold.epoch,
+            messages=fold.messages(),
+            turn=fold.running(),
+        )
+
+    async def is_valid(self, cursor: Position) -> bool:
+        """Log matching (Raft, section 5.3): the entry at that seq has that epoch. Raises `LogUnavailable`."""
+        if cursor.seq == 0:
+            return True
+        if cursor.seq > self.visible:
+            return False
+        if cursor.seq > self.tail_start:
+            return self.tail[cursor.seq - self.tail_start - 1].epoch == cursor.epoch
+        return await self._journal.log.epoch_at(self.key, cursor.seq) == cursor.epoch
+
+    def head(self) -> Position:
+        """The cursor of the last visible entry."""
+        if self.visible > self.tail_start:
+            return Position(self.visible, self.tail[self.visible - self.tail_start - 1].epoch)
+        return Position(self.visible, self.committed_epoch)
+
+    def attach(self, cursor: Cursor) -> None:
+        self.cursors = (*self.cursors, cursor)
+
+    def detach(self, cursor: Cursor) -> None:
+        self.cursors = tuple(other for other in self.cursors if other is not cursor)
+        if not self.cursors and self._empty is not None:
+            self._empty.set()
+
+    async def end(self, grace_s: float) -> None:
+        """The conversation is being erased: readers get `deleted` after its last entry, and leave. Those that
+        haven't when `grace_s` is over will find the log empty."""
+        self.deleted = True
+        self._empty = asyncio.Event()
+        self._wake()
+        if self.cursors and grace_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self._empty.wait()
+
+    def _wake(self) -> None:
+        for cursor in self.cursors:
+            cursor.wake()
+
+
+class Cursor:
+    """A reader's place in a feed: all that the gateway keeps for a reader. Cheap, and the same for every transport.
+
+    `wake` is called, on the event loop, whenever there may be something new; it must not raise.
+    """
+
+    __slots__ = ("feed", "position", "wake")
+
+    def __init__(self, feed: Feed, position: Position, wake: Callable[[], None]) -> None:
+        self.feed = feed
+        self.position = position
+        self.wake = wake
+        feed.attach(self)
+
+    @property
+    def level(self) -> bool:
+        """It has seen all that is visible."""
+        return self.position.seq >= self.feed.visible
+
+    def take(self) -> Slice | None:
+        """The next slice from memory, and moves past it; None when `fetch` is needed."""
+        return self._move(self.feed.slice_after(self.position.seq))
+
+    async def fetch(self) -> Slice:
+        """The next slice from the log, and moves past it. Raises `LogUnavailable`. Safe to cancel: the cursor
+        moves only when the slice is returned."""
+        made = await self.feed.read_after(self.position.seq)
+        self._move(made)
+        return made
+
+    def _move(self, made: Slice | None) -> Slice | None:
+        if made is not None and made.frames:
+            self.position = made.upto
+        return made
+
+    def close(self) -> None:
+        self.feed.detach(self)

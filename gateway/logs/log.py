@@ -1,0 +1,124 @@
+"""The seam to a log engine: what the gateway asks of it, and nothing more.
+
+A conversation is an append-only log of entries (`protocol.frames.Entry`) numbered `seq` = 1, 2, 3 …; each carries
+the `epoch` in which it was written. `memory` and `sqlite` stand beside this file; one contract suite runs on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from msgspec import Struct
+
+from protocol.frames import Done, Entry, Error, Message
+
+
+class Key(NamedTuple):
+    """Names one conversation: ids belong to their owner, so the same id of somebody else is another log."""
+
+    owner: str
+    conversation_id: str
+
+
+class Position(NamedTuple):
+    """A cursor: `seq` and `epoch` of the last entry that somebody has. (0, 0) is before the first."""
+
+    seq: int
+    epoch: int
+
+
+class OpenTurn(NamedTuple):
+    """A turn whose `message` is in the log and whose `done` or `error` isn't."""
+
+    turn_id: str
+    seq: int
+    """Of its `message`."""
+
+
+class Head(Struct, frozen=True):
+    """Where a log ends. `seq` 0: the conversation doesn't exist."""
+
+    seq: int = 0
+    epoch: int = 0
+    """Of the last entry; for an erased or expired conversation the last one it had, so that none is used twice."""
+    stale: bool = False
+    """The next append has to start a new epoch (SPEC.md section 2): the last writer is gone, or entries may be."""
+    open_turns: tuple[OpenTurn, ...] = ()
+    """In log order."""
+
+
+class Append(Struct, frozen=True):
+    """Consecutive entries for one conversation; `after` is the entry that they must follow (fencing)."""
+
+    key: Key
+    after: Position
+    entries: Sequence[Entry]
+
+
+class LogUnavailable(Exception):
+    """The engine can't be reached or refuses to write (disk full, connection lost). Trying again may help."""
+
+
+class Log(Protocol):
+    """One engine. Every method may raise `LogUnavailable`; all are safe to cancel, but a cancelled `commit`
+    may still have been written."""
+
+    unclean: bool
+    """After `open`: the last run didn't `close`, so its turns ended without a word."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None:
+        """Marks a clean stop: the next `open` finds `unclean` false and no head `stale` because of this run."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises `LogUnavailable` when the engine couldn't take an append now."""
+        ...
+
+    async def head(self, key: Key) -> Head: ...
+
+    async def commit(self, batch: Sequence[Append]) -> list[bool]:
+        """Writes all appends of `batch` in one commit; each is written whole or not at all.
+
+        Returns for each whether it is in the log. False: fenced; the log's head isn't at `after` (somebody else
+        wrote, or it was erased). An append that is already in the log, entry for entry, is True again, so that a
+        commit whose answer got lost can be repeated. `LogUnavailable`: nothing may be assumed; repeat it.
+        """
+        ...
+
+    async def read(self, key: Key, after: int, limit_bytes: int) -> list[Entry]:
+        """Entries with `seq` > `after` in order, each as it was appended: as many as fit into about `limit_bytes`
+        of content, but at least one if there are any."""
+        ...
+
+    async def epoch_at(self, key: Key, seq: int) -> int | None:
+        """The epoch of entry `seq`; None when the log has no such entry."""
+        ...
+
+    async def erase(self, key: Key) -> None:
+        """Removes every entry; only what keeps epochs from being used twice is remembered. Idempotent."""
+        ...
+
+    async def unfinished(self) -> list[Key]:
+        """Conversations with open turns."""
+        ...
+
+    async def expire(self, before_ms: int) -> list[Key]:
+        """Erases conversations without open turns whose last entry is older than `before_ms` (Unix ms)."""
+        ...
+
+
+def turns_left_open(before: Iterable[OpenTurn], entries: Iterable[Entry]) -> tuple[OpenTurn, ...]:
+    """The open turns after `entries`: a `message` opens its turn, a `done` or `error` ends it."""
+    turns = {turn.turn_id: turn for turn in before}
+    for entry in entries:
+        match entry:
+            case Message():
+                turns[entry.turn_id] = OpenTurn(entry.turn_id, entry.seq)
+            case Done() | Error():
+                turns.pop(entry.turn_id, None)
+            case _:
+                pass
+    return tuple(turns.values())

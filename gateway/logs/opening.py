@@ -1,0 +1,48 @@
+"""Chooses the log engine that `LOG_URL` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+from urllib.parse import parse_qsl
+
+from gateway.logs.log import Log
+from gateway.logs.memory import MemoryLog
+from gateway.logs.sqlite import SqliteLog
+from gateway.logs.sqlite_store import Synchronous
+
+_RIGHT = "memory:, sqlite:convobase.db or sqlite:/path/to/convobase.db"
+
+
+def open_log(url: str) -> Log:
+    """The engine for `url`, not opened yet: `memory:` or `sqlite:PATH[?synchronous=auto|full|normal|off]`.
+
+    Raises `ValueError` with one line for people. It never repeats what may be a password.
+    """
+    scheme, colon, rest = url.strip().partition(":")
+    match scheme.lower():
+        case "memory" if colon and not rest:
+            return MemoryLog()
+        case "memory" if colon:
+            raise ValueError("LOG_URL: memory: takes nothing after the colon")
+        case "sqlite" if colon:
+            return _sqlite(rest)
+        case "redis" | "rediss":
+            raise ValueError(f"LOG_URL: this version has no {scheme}: log yet; use {_RIGHT}")
+        case _:
+            named = f"{scheme}: is no log engine" if colon and scheme.isalnum() else "that names no log engine"
+            raise ValueError(f"LOG_URL: {named}; use {_RIGHT}")
+
+
+def _sqlite(rest: str) -> SqliteLog:
+    name, _, query = rest.partition("?")
+    if not name or name.startswith((":", "//")) or "\0" in name or name.endswith("/"):
+        raise ValueError("LOG_URL: sqlite: needs the path of a file, as in sqlite:convobase.db or sqlite:/path/to/x.db")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    synchronous = options.pop("synchronous", "auto")
+    if options:
+        raise ValueError(f"LOG_URL: sqlite: has no option {next(iter(options))!r}; the only one is ?synchronous=")
+    for mode in get_args(Synchronous):
+        if synchronous == mode:
+            return SqliteLog(Path(name).expanduser(), synchronous=mode)
+    raise ValueError(f"LOG_URL: synchronous={synchronous!r} isn't one of {', '.join(get_args(Synchronous))}")
