@@ -1,0 +1,294 @@
+"""The pool of sessions: one per conversation, made on demand, evicted after true inactivity, back from the log.
+
+A running, queued or waiting turn is activity, and so is every command; a subscribed reader alone isn't: it keeps
+its cursor, and the next message brings the session back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import structlog
+from msgspec import UnsetType
+
+from gateway.logs.journal import Journal
+from gateway.logs.log import Key, LogUnavailable
+from gateway.sessions.session import Acknowledged, Outcome, Session
+from gateway.sessions.states import State
+from gateway.sessions.turn import Engine, TurnRun
+from gateway.settings import Limits
+from protocol.codes import ErrorCode, Refusal
+from protocol.fold import Fold
+from protocol.frames import ChatMessage, Error
+
+RECOVER_AT_ONCE = 32
+"""Conversations that are loaded side by side when the gateway starts with turns left open."""
+DELETE_GRACE_S = 1.0
+"""How long readers that are behind may take to see the end of a conversation before it is erased."""
+
+log_lines = structlog.get_logger(__name__)
+
+OUTCOMES = {
+    State.COMPLETED: "completed",
+    State.CANCELLED: "cancelled",
+    State.FAILED: "failed",
+    State.HANDED_OVER: "handed_over",
+}
+
+
+class SessionPool:
+    """Commands come in here, whatever the transport. All are safe to cancel: a decision that was made stands."""
+
+    def __init__(self, journal: Journal, engine: Engine, limits: Limits) -> None:
+        self.journal = journal
+        self.draining = False
+        self._engine = engine
+        self._limits = limits
+        self._sessions: dict[Key, Session] = {}
+        """Least recently used first."""
+        self._loading: dict[Key, asyncio.Task[Session]] = {}
+        self._deleting: dict[Key, asyncio.Task[None]] = {}
+        self._runs: dict[asyncio.Task[None], tuple[TurnRun, Session]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def sessions(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def running(self) -> int:
+        return len(self._runs)
+
+    # ------------------------------------------------------------ commands
+
+    async def submit(self, key: Key, frame: ChatMessage) -> tuple[Session, Acknowledged]:
+        """Appends a message; its entry is the acknowledgement. Raises `Refusal`; then nothing was appended."""
+        session = await self.session(key)
+        if frame.message_id is None or session.fold.by_message_id(frame.message_id) is None:
+            self._admit()
+        return session, session.submit(frame, max_queued=self._engine.log_settings.max_queued)
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise Refusal(
+                ErrorCode.OVERLOADED, "This node is about to stop. Connect again and resend.", retry_after_s=1
+            )
+        if not self.journal.available:
+            raise Refusal(
+                ErrorCode.OVERLOADED, "The conversation log can't be written now. Try again soon.", retry_after_s=2
+            )
+        if self.running >= self._limits.max_streams:
+            raise Refusal(
+                ErrorCode.OVERLOADED, "Too many answers are being streamed now. Try again soon.", retry_after_s=2
+            )
+
+    async def cancel(self, key: Key, turn_id: str | None) -> Outcome:
+        """As `Session.cancel`, told when it is in the log."""
+        session = await self.session(key)
+        outcome = session.cancel(turn_id)
+        self._forget_if_empty(session)
+        await session.feed.when_committed(outcome.seq)
+        return outcome
+
+    async def answer(self, key: Key, call_id: str, result: Any, error: str | UnsetType) -> None:
+        """As `Session.answer`, told when it is in the log."""
+        session = await self.existing(key)
+        await session.feed.when_committed(session.answer(call_id, result, error))
+
+    async def delete(self, key: Key) -> None:
+        """Ends its turns, shows readers the end, and erases it. Idempotent. Once begun it goes on to its end,
+        whether or not the caller waits. Raises `Refusal` when the log can't be written."""
+        deleting = self._deleting.get(key)
+        if deleting is None:
+            session = await self.session(key)
+            deleting = self._deleting[key] = asyncio.create_task(self._delete(session), name="delete")
+            deleting.add_done_callback(lambda _: self._deleting.pop(key, None))
+        try:
+            await asyncio.shield(deleting)
+        except LogUnavailable:
+            raise _log_unreadable() from None
+
+    async def _delete(self, session: Session) -> None:
+        feed = session.feed
+        session.draining = True
+        session.cancel_all()
+        try:
+            await feed.when_committed(feed.seq)
+            await feed.end(DELETE_GRACE_S)
+            await self.journal.log.erase(feed.key)
+        finally:
+            self._drop(session)
+
+    def _drop(self, session: Session) -> None:
+        """Nothing can be appended through this session any more; whoever comes next starts from the log."""
+        session.feed.refused()
+        self.journal.forget(session.feed)
+        if self._sessions.get(session.feed.key) is session:
+            del self._sessions[session.feed.key]
+
+    # ------------------------------------------------------------ sessions
+
+    async def session(self, key: Key) -> Session:
+        """The session of a conversation, whether or not that exists yet. Raises `Refusal` (`OVERLOADED`)."""
+        while (deleting := self._deleting.get(key)) is not None:
+            await asyncio.wait([deleting])
+        session = self._sessions.get(key)
+        if session is not None and session.feed.fenced:
+            self._drop(session)
+            session = None
+        if session is None:
+            loading = self._loading.get(key)
+            if loading is None:
+                loading = self._loading[key] = asyncio.create_task(self._load(key), name="load session")
+                loading.add_done_callback(lambda _: self._loading.pop(key, None))
+            try:
+                session = await asyncio.shield(loading)
+            except LogUnavailable:
+                raise _log_unreadable() from None
+        self._touch(session)
+        return session
+
+    async def existing(self, key: Key) -> Session:
+        """As `session`, for a conversation that has to exist. Raises `Refusal` (`NOT_FOUND`, `OVERLOADED`)."""
+        session = await self.session(key)
+        if self._forget_if_empty(session):
+            raise Refusal(ErrorCode.NOT_FOUND, "There is no such conversation.")
+        return session
+
+    async def _load(self, key: Key) -> Session:
+        feed = await self.journal.open(key)
+        fold = Fold()
+        fold.apply_all(await feed.read_all())
+        session = self._sessions[key] = Session(feed, fold, self._engine, self._start)
+        session.draining = self.draining
+        # A session with an open turn is never evicted: whoever ran this one is gone.
+        session.resume(lost=self.journal.log.unclean)
+        return session
+
+    def _forget_if_empty(self, session: Session) -> bool:
+        """Asking about a conversation that doesn't exist leaves nothing behind."""
+        if session.feed.seq == 0:
+            self._sessions.pop(session.feed.key, None)
+        return session.feed.seq == 0
+
+    def _touch(self, session: Session) -> None:
+        session.last_active = self._loop.time()
+        key = session.feed.key
+        if self._sessions.get(key) is session:
+            self._sessions[key] = self._sessions.pop(key)
+
+    # ------------------------------------------------------------ running turns
+
+    def _start(self, run: TurnRun, session: Session) -> None:
+        task = run.start()
+        self._runs[task] = (run, session)
+        self._engine.metrics.stream_started()
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        run, session = self._runs.pop(task)
+        self._touch(session)
+        metrics = self._engine.metrics
+        metrics.stream_ended(OUTCOMES.get(run.state, "left"), self._loop.time() - run.started_at, run.tokens)
+        if isinstance(run.turn.end, Error):
+            metrics.stream_failed(run.turn.end.error.code)
+            log_lines.warning(
+                "turn failed",
+                code=run.turn.end.error.code,
+                problem=run.turn.end.error.message,
+                conversation_id=session.feed.key.conversation_id,
+                turn_id=run.turn.turn_id,
+            )
+
+    # ------------------------------------------------------------ life of the pool
+
+    async def start(self) -> None:
+        """Takes over the turns that the last run left open, and begins to look for idle sessions."""
+        self._sweeper = asyncio.create_task(self._sweep(), name="pool sweep")
+        keys = await self.journal.log.unfinished()
+        if keys:
+            log_lines.info("taking over turns left open", conversations=len(keys), lost=self.journal.log.unclean)
+        gate = asyncio.Semaphore(RECOVER_AT_ONCE)
+
+        async def recover(key: Key) -> None:
+            async with gate:
+                await self.session(key)
+
+        await asyncio.gather(*(recover(key) for key in keys))
+
+    async def drain(self, within_s: float) -> None:
+        """Takes no new messages, lets running turns end within the time, and hands over the others."""
+        self.draining = True
+        busy = [task for task, (run, _) in self._runs.items() if not run.waits_for_client]
+        if busy and within_s > 0:
+            await asyncio.wait(busy, timeout=within_s)
+        for session in list(self._sessions.values()):
+            session.hand_over()
+        if self._runs:
+            await asyncio.wait(list(self._runs))
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        await self.drain(0)
+        if self._deleting:
+            await asyncio.wait(list(self._deleting.values()))
+
+    async def _sweep(self) -> None:
+        settings, model_settings = self._engine.log_settings, self._engine.model_settings
+        grace_s, idle_s = model_settings.orphan_grace_s, settings.session_idle_s
+        tick_s = max(0.05, min(5.0, idle_s / 4, grace_s / 4 if grace_s >= 0 else 5.0))
+        expire_at = self._loop.time()
+        while True:
+            await asyncio.sleep(tick_s)
+            now = self._loop.time()
+            self.evict(now - idle_s)
+            if grace_s >= 0:
+                self.end_orphans(now, grace_s)
+            if settings.retention_s and now >= expire_at:
+                expire_at = now + min(60.0, settings.retention_s / 4)
+                await self._expire(settings.retention_s)
+
+    def evict(self, before: float) -> int:
+        """Drops sessions that have been idle since `before` (loop time). Returns how many."""
+        idle = []
+        for key, session in self._sessions.items():
+            if session.last_active > before:
+                break
+            if session.idle and session.feed.committed == session.feed.seq:
+                idle.append(key)
+        for key in idle:
+            del self._sessions[key]
+        return len(idle)
+
+    def end_orphans(self, now: float, grace_s: float) -> None:
+        """Cancels turns that nobody has read for `grace_s`, unless they wait for a client's results."""
+        for run, session in list(self._runs.values()):
+            if session.feed.cursors or run.waits_for_client or session.run is not run:
+                session.orphan_since = None
+            elif session.orphan_since is None:
+                session.orphan_since = now
+            if session.orphan_since is not None and now - session.orphan_since >= grace_s:
+                session.cancel(run.turn.turn_id)
+
+    async def _expire(self, retention_s: float) -> None:
+        try:
+            expired = await self.journal.log.expire(int((time.time() - retention_s) * 1000))
+        except LogUnavailable as problem:
+            log_lines.error("expired conversations couldn't be removed", problem=str(problem))
+            return
+        for key in expired:
+            session = self._sessions.get(key)
+            feed = session.feed if session else await self.journal.open(key)
+            feed.refused()
+            self.journal.forget(feed)
+            self._sessions.pop(key, None)
+            await feed.end(0)
+
+
+def _log_unreadable() -> Refusal:
+    return Refusal(ErrorCode.OVERLOADED, "The conversation log can't be read now. Try again soon.", retry_after_s=2)
