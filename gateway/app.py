@@ -1,0 +1,280 @@
+"""The composition root: the only place where the parts meet. Builds a gateway from its settings, serves it, and
+stops it without losing a turn."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import parse_qs, urlsplit
+
+import structlog
+import uvicorn
+from websockets.http11 import Request
+
+from gateway.edge.connection import Connection
+from gateway.edge.gate import Gate
+from gateway.edge.handshake import Accept, AcceptThenClose, Decision, Reject
+from gateway.edge.http_guard import error_body, guarded_http
+from gateway.edge.keepalive import Keepalive
+from gateway.edge.principal import Authenticator, NoAuthentication
+from gateway.edge.routes import Edge, http_app
+from gateway.edge.websocket import ShellLimits, WebSocketShell, shell_factory
+from gateway.logs.journal import Journal
+from gateway.logs.log import Log, LogUnavailable
+from gateway.logs.opening import open_log
+from gateway.models.demo import Demo
+from gateway.models.model import Model
+from gateway.models.openai_compatible import OpenAICompatible
+from gateway.sessions.pool import SessionPool
+from gateway.sessions.turn import Engine
+from gateway.settings import Settings, Upstream
+from gateway.telemetry.metrics import Metrics
+from protocol.codes import CloseCode, ErrorCode, Refusal
+from protocol.frames import Welcome
+
+GOAWAY_SPREAD_MS = 3000
+"""Clients that are sent away come back spread over this time, so that the next node isn't stormed."""
+GC_GENERATION_0 = 20_000
+"""Streams make many short-lived objects and no cycles: the collector's default of 700 only costs time."""
+
+BACKLOG = 4096
+
+log_lines = structlog.get_logger(__name__)
+
+
+def gateway_version() -> str:
+    try:
+        return version("convobase-gateway")
+    except PackageNotFoundError:
+        return "0"
+
+
+def make_model(settings: Upstream) -> Model:
+    if settings.model == "demo":
+        return Demo()
+    key = settings.openai_api_key
+    return OpenAICompatible(api_key=key.get_secret_value() if key else None, base_url=settings.openai_base_url)
+
+
+class Gateway:
+    """One node. `start` before, `drain` and `close` after serving; each once."""
+
+    def __init__(self, settings: Settings, *, log: Log | None = None, model: Model | None = None) -> None:
+        self.settings = settings
+        self.log = log or open_log(settings.log.url)
+        self.model = model or make_model(settings.model)
+        self.metrics = Metrics()
+        self.journal = Journal(self.log)
+        engine = Engine(self.model, settings.model, settings.log, self.metrics)
+        self.pool = SessionPool(self.journal, engine, settings.limits)
+        self.authenticator: Authenticator = NoAuthentication()
+        self.gate = Gate(settings.who.allowed_origins, any_host=settings.who.auth != "none")
+        self.connections: set[Connection] = set()
+        self.version = gateway_version()
+        self._measure()
+
+    def _measure(self) -> None:
+        gauge = self.metrics.gauge
+        gauge("convobase_connections", "Open WebSocket connections", lambda: len(self.connections))
+        gauge("convobase_sessions", "Sessions in the pool", lambda: self.pool.sessions)
+        gauge("convobase_streams_running", "Turns that run now", lambda: self.pool.running)
+        gauge(
+            "convobase_log_waiting",
+            "Conversations with entries that aren't in the log yet",
+            lambda: self.journal.waiting,
+        )
+        gauge("convobase_log_available", "1: the last commit worked", lambda: float(self.journal.available))
+
+    async def start(self) -> None:
+        """Opens the log and takes over what the last run left open. Raises `LogUnavailable`."""
+        await self.log.open()
+        self.journal.start()
+        await self.pool.start()
+
+    async def ready(self) -> str | None:
+        """Why this node shouldn't get traffic; None: it should."""
+        if self.pool.draining:
+            return "draining"
+        try:
+            await self.log.ping()
+        except LogUnavailable as problem:
+            return f"the conversation log can't be written: {problem}"
+        return None
+
+    def edge(self) -> Edge:
+        return Edge(
+            pool=self.pool,
+            authenticator=self.authenticator,
+            gate=self.gate,
+            limits=self.settings.limits,
+            metrics=self.metrics,
+            heartbeat_s=self.settings.serving.heartbeat_s,
+            version=self.version,
+            ready=self.ready,
+        )
+
+    # ------------------------------------------------------------ WebSocket
+
+    def accept(self, request: Request, peer: str) -> Decision:
+        """What to do with a handshake (SPEC.md section 3)."""
+        parts = urlsplit(request.path)
+        if parts.path != "/chat":
+            return Reject(404, error_body(ErrorCode.NOT_FOUND, "WebSocket connections are made to /chat."))
+        try:
+            self.gate.check(request.headers.get("Host"), request.headers.get("Origin"))
+            principal = self.authenticator.authenticate(_token(request))
+        except Refusal as refusal:
+            if refusal.code is ErrorCode.UNAUTHORIZED:
+                return AcceptThenClose(CloseCode.UNAUTHORIZED, "get a new token")
+            return Reject(refusal.code.http_status, error_body(refusal.code, refusal.message))
+        if self.pool.draining:
+            return AcceptThenClose(CloseCode.DRAINING, "this node is about to stop")
+        if len(self.connections) >= self.settings.limits.max_connections:
+            return AcceptThenClose(CloseCode.OVER_CONNECTION_LIMIT, "too many connections")
+
+        def handler(shell: WebSocketShell) -> Connection:
+            connection = Connection(
+                shell,
+                principal=principal,
+                authenticator=self.authenticator,
+                pool=self.pool,
+                limits=self.settings.limits,
+                welcome=self._welcome,
+                on_closed=self.connections.discard,
+            )
+            self.connections.add(connection)
+            return connection
+
+        return Accept(handler)
+
+    def _welcome(self, connection: Connection) -> Welcome:
+        limits = self.settings.limits
+        return Welcome(
+            connection_id=connection.id,
+            protocol=connection.protocol,
+            heartbeat_s=self.settings.serving.heartbeat_s,
+            limits={
+                "max_frame_bytes": limits.max_frame_bytes,
+                "max_conversations_per_connection": limits.max_conversations_per_connection,
+                "max_queued": self.settings.log.max_queued,
+            },
+        )
+
+    # ------------------------------------------------------------ the end
+
+    async def drain(self) -> None:
+        """Not ready any more; new messages are refused, running turns end or are handed over; connections are sent
+        away as soon as nothing runs on them."""
+        within_s = self.settings.serving.drain_s
+        log_lines.info("draining", within_s=within_s, connections=len(self.connections), running=self.pool.running)
+        draining = asyncio.create_task(self.pool.drain(within_s))
+        while not draining.done():
+            self._send_away([connection for connection in self.connections if not connection.busy])
+            await asyncio.wait([draining], timeout=0.25)
+        await draining
+        self._send_away(list(self.connections))
+
+    def _send_away(self, connections: list[Connection]) -> None:
+        for connection in connections:
+            self.connections.discard(connection)
+            connection.goaway("draining", random.randint(0, GOAWAY_SPREAD_MS))
+
+    async def close(self) -> None:
+        await self.pool.close()
+        await self.journal.close()
+        await self.log.close()
+        await self.model.close()
+
+
+def _token(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token
+    return parse_qs(urlsplit(request.path).query).get("ticket", [None])[0]
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal drains first: `/readyz` says so while turns come to their end."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would end the process by the signal before the gateway is closed."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """First call: drain. Second: stop at once; turns are handed over all the same."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        else:
+            self.should_exit = True
+
+    async def _drain(self) -> None:
+        await self._gateway.drain()
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
+
+
+async def serve(settings: Settings, listener: socket.socket) -> None:
+    """Runs a node until SIGTERM or SIGINT. Raises `LogUnavailable` when the log can't be opened."""
+    gateway = Gateway(settings)
+    serving = settings.serving
+    shell = shell_factory(
+        accept=gateway.accept,
+        limits=ShellLimits(
+            max_message_bytes=settings.limits.max_frame_bytes,
+            write_deadline_s=serving.write_deadline_s,
+            heartbeat_s=serving.heartbeat_s,
+            handshake_timeout_s=serving.handshake_timeout_s,
+        ),
+        keepalive=Keepalive(),
+    )
+    config = uvicorn.Config(
+        http_app(gateway.edge()),
+        ws=shell,  # type: ignore[arg-type]  # it calls whatever makes a protocol
+        http=guarded_http(serving.handshake_timeout_s),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        ssl_certfile=serving.tls_cert,
+        ssl_keyfile=serving.tls_key,
+        timeout_graceful_shutdown=5,
+    )
+    await gateway.start()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_GENERATION_0, 50, 50)
+    scheme = "https" if serving.tls_cert else "http"
+    host, port = listener.getsockname()[:2]
+    address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    log_lines.info("ready", address=address, model=settings.model.model, log=settings.log.url)
+    try:
+        await Server(config, gateway).serve([listener])
+    finally:
+        await gateway.close()
+        log_lines.info("stopped")

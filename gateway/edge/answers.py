@@ -1,0 +1,56 @@
+"""Direct answers and refusals, the same for every transport."""
+
+from __future__ import annotations
+
+from gateway.logs.feed import Feed
+from gateway.logs.journal import Journal
+from gateway.logs.log import Key, LogUnavailable, Position
+from protocol.codes import ErrorCode, Refusal
+from protocol.frames import Error, ErrorBody, Message, Snapshot
+
+
+def refused(refusal: Refusal, ref: str | None = None, conversation_id: str | None = None) -> Error:
+    """The `error` frame of a refused frame: it has no `turn_id`, and the connection stays open."""
+    return Error(error=error_body(refusal), ref=ref, conversation_id=conversation_id or "")
+
+
+def error_body(refusal: Refusal) -> ErrorBody:
+    return ErrorBody(refusal.code.name, refusal.message, refusal.retryable)
+
+
+LOG_UNREADABLE = Refusal(
+    ErrorCode.OVERLOADED, "The conversation log can't be read now. Try again soon.", retry_after_s=2
+)
+
+
+async def open_feed(journal: Journal, key: Key) -> Feed:
+    """This node's feed of a conversation. Raises `Refusal` (`OVERLOADED`)."""
+    try:
+        return await journal.open(key)
+    except LogUnavailable:
+        raise LOG_UNREADABLE from None
+
+
+async def starting_at(feed: Feed, cursor: Position) -> tuple[Position, Snapshot | None]:
+    """Where a reader with `cursor` goes on: there, or, if the log doesn't have that entry, behind a snapshot.
+    Raises `Refusal` (`OVERLOADED`)."""
+    try:
+        if await feed.is_valid(cursor):
+            return cursor, None
+        snapshot = await feed.snapshot()
+    except LogUnavailable:
+        raise LOG_UNREADABLE from None
+    return Position(snapshot.seq, snapshot.epoch), snapshot
+
+
+async def message_entry(feed: Feed, seq: int) -> Message:
+    """The `message` at entry `seq`, which is in the log. Raises `Refusal` (`OVERLOADED`)."""
+    made = feed.slice_after(seq - 1)
+    try:
+        frames = made.frames if made is not None and made.frames else (await feed.read_after(seq - 1)).frames
+    except LogUnavailable:
+        raise LOG_UNREADABLE from None
+    first = frames[0] if frames else None
+    if not isinstance(first, Message) or first.seq != seq:
+        raise Refusal(ErrorCode.NOT_FOUND, "This conversation was deleted.")
+    return first

@@ -1,0 +1,268 @@
+"""One WebSocket connection: commands of many conversations come in, and get their direct answers (SPEC.md section 5).
+
+Commands of one conversation are served in their order, those of different conversations side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+
+import structlog
+from msgspec import structs
+
+from gateway.edge.answers import message_entry, open_feed, refused, starting_at
+from gateway.edge.outbox import Outbox, Subscription
+from gateway.edge.principal import Authenticator, Principal
+from gateway.edge.websocket import WebSocketShell
+from gateway.logs.feed import Feed
+from gateway.logs.log import LogUnavailable, Position
+from gateway.sessions.pool import SessionPool
+from gateway.sessions.session import new_id
+from gateway.settings import Limits
+from protocol.codec import MSGPACK, BadFrame
+from protocol.codes import CloseCode, ErrorCode, Refusal
+from protocol.frames import (
+    Accepted,
+    Auth,
+    Cancel,
+    Cancelled,
+    ChatMessage,
+    ClientFunctionResult,
+    Goaway,
+    Ping,
+    Pong,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Unsubscribed,
+    Welcome,
+)
+
+MAX_WAITING_COMMANDS = 64
+"""Past this many unserved commands the connection isn't read, until half of them are served."""
+Command = ChatMessage | ClientFunctionResult | Cancel | Subscribe | Unsubscribe
+
+log_lines = structlog.get_logger(__name__)
+
+
+class Connection:
+    """The shell's handler. Everything runs on the event loop; `closed` ends its tasks."""
+
+    __slots__ = (
+        "_authenticator", "_inbox", "_limits", "_on_closed", "_out", "_pool", "_principal", "_shell", "_tasks",
+        "_waiting", "_welcome", "id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        shell: WebSocketShell,
+        *,
+        principal: Principal,
+        authenticator: Authenticator,
+        pool: SessionPool,
+        limits: Limits,
+        welcome: Callable[[Connection], Welcome],
+        on_closed: Callable[[Connection], None],
+    ) -> None:
+        self.id = new_id("ws")
+        self._shell = shell
+        self._out = Outbox(shell)
+        self._principal = principal
+        self._authenticator = authenticator
+        self._pool = pool
+        self._limits = limits
+        self._welcome = welcome
+        self._on_closed = on_closed
+        self._inbox: dict[str, deque[Command]] = {}
+        """Per conversation: commands that aren't served yet; the first is being served."""
+        self._waiting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def protocol(self) -> str:
+        """The subprotocol that is spoken."""
+        return self._out.codec.name
+
+    @property
+    def busy(self) -> bool:
+        """A turn of one of its conversations is open, or a command isn't answered yet."""
+        return self._waiting > 0 or any(sub.cursor.feed.open_turns for sub in self._out.subscriptions.values())
+
+    def goaway(self, reason: str, reconnect_after_ms: int) -> None:
+        """Says goodbye, and closes with 1012 once what is written has gone out."""
+        self._out.answer(Goaway(reason=reason, reconnect_after_ms=reconnect_after_ms))
+        self._out.flush()
+        self._shell.close(CloseCode.DRAINING, reason)
+
+    # ------------------------------------------------------------ the shell's calls
+
+    def opened(self) -> None:
+        if self._shell.subprotocol == MSGPACK.name:
+            self._out.codec = MSGPACK
+        self._out.answer(self._welcome(self))
+
+    def received(self, data: bytes, binary: bool) -> None:
+        try:
+            if binary != self._out.codec.binary:
+                right = "binary (MessagePack)" if self._out.codec.binary else "text (JSON)"
+                raise BadFrame(ErrorCode.BAD_FRAME, f"On this connection frames are {right}.")
+            frame = self._out.codec.decode_client(data)
+        except BadFrame as refusal:
+            self._out.answer(refused(refusal, refusal.ref, refusal.conversation_id))
+            return
+        match frame:
+            case Ping():
+                self._out.answer(Pong(ref=frame.ref))
+            case Auth():
+                self._auth(frame)
+            case _:
+                self._enqueue(frame)
+
+    def writable(self) -> None:
+        self._out.writable()
+
+    def closed(self) -> None:
+        self._out.close()
+        self._inbox.clear()
+        for task in self._tasks:
+            task.cancel()
+        self._on_closed(self)
+
+    # ------------------------------------------------------------ commands
+
+    def _auth(self, frame: Auth) -> None:
+        try:
+            principal = self._authenticator.authenticate(frame.token)
+        except Refusal as refusal:
+            self._out.answer(refused(refusal, frame.ref))
+            self._shell.close(CloseCode.UNAUTHORIZED, "get a new token")
+            return
+        if principal != self._principal:
+            self._out.answer(refused(Refusal(ErrorCode.UNAUTHORIZED, "This token is somebody else's."), frame.ref))
+            self._shell.close(CloseCode.UNAUTHORIZED, "get a new token")
+            return
+        self._out.answer(structs.replace(self._welcome(self), ref=frame.ref))
+
+    def _enqueue(self, frame: Command) -> None:
+        if isinstance(frame, ChatMessage) and frame.conversation_id is None:
+            frame = structs.replace(frame, conversation_id=new_id("c"))
+        assert frame.conversation_id is not None
+        inbox = self._inbox.get(frame.conversation_id)
+        if inbox is None:
+            inbox = self._inbox[frame.conversation_id] = deque()
+            self._spawn(self._serve(frame.conversation_id, inbox))
+        inbox.append(frame)
+        self._waiting += 1
+        if self._waiting == MAX_WAITING_COMMANDS:
+            self._shell.pause_reading()
+
+    async def _serve(self, conversation_id: str, inbox: deque[Command]) -> None:
+        """Serves one conversation's commands in order, until none waits."""
+        while inbox:
+            frame = inbox[0]
+            try:
+                await self._command(frame, conversation_id)
+            except Refusal as refusal:
+                self._out.answer(refused(refusal, frame.ref, conversation_id))
+            except LogUnavailable as problem:
+                gone = Refusal(ErrorCode.NOT_FOUND, "The conversation was deleted meanwhile.")
+                log_lines.info("command lost its conversation", problem=str(problem))
+                self._out.answer(refused(gone, frame.ref, conversation_id))
+            except Exception:
+                log_lines.exception("command failed by a bug", connection_id=self.id)
+                bug = Refusal(ErrorCode.INTERNAL, "The gateway failed on this frame. Please try again.")
+                self._out.answer(refused(bug, frame.ref, conversation_id))
+            inbox.popleft()
+            self._waiting -= 1
+            if self._waiting == MAX_WAITING_COMMANDS // 2:
+                self._shell.resume_reading()
+        self._inbox.pop(conversation_id, None)
+
+    async def _command(self, frame: Command, conversation_id: str) -> None:
+        key = self._principal.key(conversation_id)
+        match frame:
+            case ChatMessage():
+                await self._chat_message(frame, conversation_id)
+            case Subscribe():
+                await self._subscribe(frame)
+            case Unsubscribe():
+                self._out.detach(conversation_id)
+                self._out.answer(Unsubscribed(conversation_id=conversation_id, ref=frame.ref))
+            case Cancel():
+                done = await self._pool.cancel(key, frame.turn_id)
+                self._out.answer(
+                    Cancelled(
+                        conversation_id=conversation_id, outcome=done.outcome, turn_id=done.turn_id, ref=frame.ref
+                    )
+                )
+            case ClientFunctionResult():
+                await self._pool.answer(key, frame.call_id, frame.result, frame.error)
+                self._out.answer(Accepted(conversation_id=conversation_id, call_id=frame.call_id, ref=frame.ref))
+
+    async def _chat_message(self, frame: ChatMessage, conversation_id: str) -> None:
+        self._check_room(conversation_id)
+        session, done = await self._pool.submit(self._principal.key(conversation_id), frame)
+        feed = session.feed
+        if done.duplicate:
+            await feed.when_committed(done.seq)
+        sub = self._out.subscriptions.get(conversation_id)
+        if sub is None or sub.cursor.feed is not feed:
+            before = Position(done.seq - 1, 0)
+            sub = self._attach(conversation_id, feed, before)
+        if sub.cursor.position.seq >= done.seq:
+            first = await message_entry(feed, done.seq)
+            self._out.answer(structs.replace(first, ref=frame.ref, duplicate=True))
+        elif frame.ref is not None:
+            sub.refs[done.seq] = frame.ref
+
+    async def _subscribe(self, frame: Subscribe) -> None:
+        conversation_id = frame.conversation_id
+        self._check_room(conversation_id)
+        feed = await open_feed(self._pool.journal, self._principal.key(conversation_id))
+        if frame.after is None:
+            position, snapshot = feed.head(), None
+        else:
+            position, snapshot = await starting_at(feed, Position(frame.after, frame.epoch))
+        head = feed.head()
+        after = position.seq if frame.after is None else frame.after
+        self._out.answer(
+            Subscribed(conversation_id=conversation_id, after=after, head=head.seq, epoch=head.epoch, ref=frame.ref)
+        )
+        if snapshot is not None:
+            self._out.answer(snapshot)
+        self._attach(conversation_id, feed, position)
+
+    def _check_room(self, conversation_id: str) -> None:
+        most = self._limits.max_conversations_per_connection
+        if conversation_id not in self._out.subscriptions and len(self._out.subscriptions) >= most:
+            raise Refusal(
+                ErrorCode.TOO_MANY_CONVERSATIONS,
+                f"This connection follows {most} conversations already. Unsubscribe from some, or open another one.",
+            )
+
+    def _attach(self, conversation_id: str, feed: Feed, position: Position) -> Subscription:
+        """A new cursor instead of the old one, whose answers that are still due it takes over."""
+        old = self._out.detach(conversation_id)
+        sub = self._out.attach(conversation_id, feed, position)
+        for seq, ref in (old.refs if old else {}).items():
+            if seq > position.seq:
+                sub.refs[seq] = ref
+            else:
+                self._spawn(self._answer_late(feed, seq, ref))
+        return sub
+
+    async def _answer_late(self, feed: Feed, seq: int, ref: str) -> None:
+        """The direct answer to a message whose entry this connection's cursor has been moved past."""
+        try:
+            await feed.when_committed(seq)
+            self._out.answer(structs.replace(await message_entry(feed, seq), ref=ref, duplicate=True))
+        except (Refusal, LogUnavailable) as problem:
+            gone = problem if isinstance(problem, Refusal) else Refusal(ErrorCode.NOT_FOUND, "It was deleted.")
+            self._out.answer(refused(gone, ref, feed.key.conversation_id))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

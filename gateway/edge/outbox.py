@@ -1,0 +1,213 @@
+"""What one WebSocket connection sends: direct answers, and the frames of the conversations it follows.
+
+Frames go out by cursors: whatever woke since the last loop turn is taken, encoded once per slice for all readers at
+the same place, and written in one piece. A reader that is behind the memory of its feed is helped from the log by
+one task per connection, a slice at a time, so that it costs the same memory however much it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from msgspec import structs
+
+from gateway.edge.websocket import WebSocketShell
+from gateway.logs.feed import Cursor, Feed, Slice
+from gateway.logs.log import LogUnavailable, Position
+from protocol.codec import JSON, Codec
+from protocol.frames import AnyServerFrame, Deleted, Message
+
+FLUSH_BYTES = 131072
+"""What one loop turn takes from the cursors of one connection, roughly; the rest follows in the next."""
+LOG_RETRY_S = 0.5
+
+
+class Subscription:
+    """A cursor of this connection, and the direct answers that its entries will bring."""
+
+    __slots__ = ("closed", "cursor", "outbox", "refs")
+
+    def __init__(self, outbox: Outbox, feed: Feed, position: Position) -> None:
+        self.outbox = outbox
+        self.refs: dict[int, str] = {}
+        """seq of a `message` that this connection sent -> the `ref` to answer with."""
+        self.closed = False
+        self.cursor = Cursor(feed, position, self.wake)
+        self.wake()
+
+    def wake(self) -> None:
+        self.outbox.ready(self)
+
+    def close(self) -> None:
+        self.closed = True
+        self.cursor.close()
+
+
+class Outbox:
+    """Synchronous but for the one task that catches up. `close` ends it."""
+
+    __slots__ = (
+        "_catching_up", "_direct", "_flushing", "_lagging", "_loop", "_ready", "_shell", "_writable", "codec",
+        "subscriptions",
+    )  # fmt: skip
+
+    def __init__(self, shell: WebSocketShell) -> None:
+        self.codec: Codec = JSON
+        self.subscriptions: dict[str, Subscription] = {}
+        self._shell = shell
+        self._loop = asyncio.get_running_loop()
+        self._ready: dict[Subscription, None] = {}
+        """Woken cursors, served in turn."""
+        self._direct: list[bytes] = []
+        self._flushing = False
+        self._lagging: deque[Subscription] | None = None
+        """Those that need the log: a task serves them while this isn't None."""
+        self._catching_up: asyncio.Task[None] | None = None
+        self._writable: asyncio.Event | None = None
+
+    def answer(self, frame: AnyServerFrame) -> None:
+        """Sends a frame that isn't part of any cursor's order, ahead of what the cursors have."""
+        self._direct.append(self.codec.encode(frame))
+        self._schedule()
+
+    def attach(self, conversation_id: str, feed: Feed, position: Position) -> Subscription:
+        """Follows a conversation from `position`, instead of from where it did before."""
+        self.detach(conversation_id)
+        sub = self.subscriptions[conversation_id] = Subscription(self, feed, position)
+        return sub
+
+    def detach(self, conversation_id: str) -> Subscription | None:
+        """No frame of the conversation's cursor is sent after this."""
+        sub = self.subscriptions.pop(conversation_id, None)
+        if sub is not None:
+            sub.close()
+            self._ready.pop(sub, None)
+        return sub
+
+    def writable(self) -> None:
+        """The shell's buffer has drained."""
+        if self._writable is not None:
+            self._writable.set()
+        if self._ready:
+            self._schedule()
+
+    def close(self) -> None:
+        for sub in self.subscriptions.values():
+            sub.close()
+        self.subscriptions.clear()
+        self._ready.clear()
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+
+    # ------------------------------------------------------------ level readers
+
+    def ready(self, sub: Subscription) -> None:
+        """There may be something new at its cursor."""
+        self._ready[sub] = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """One write for all that is due: direct answers, then slices, while the socket takes them."""
+        self._flushing = False
+        out, self._direct = self._direct, []
+        size = 0
+        if not self._shell.paused:
+            while self._ready and size < FLUSH_BYTES:
+                sub = next(iter(self._ready))
+                del self._ready[sub]
+                size += self._take(sub, out)
+        if out:
+            self._shell.write(out)
+        if self._ready and not self._shell.paused:
+            self._schedule()
+
+    def _take(self, sub: Subscription, out: list[bytes]) -> int:
+        """Adds the next slice at one cursor to `out`; returns its bytes."""
+        made = sub.cursor.take()
+        if made is None:
+            self._lag(sub)
+            return 0
+        if not made.frames:
+            if sub.cursor.feed.deleted:
+                self._leave(sub, out)
+            return 0
+        payloads = self._encoded(sub, made)
+        out += payloads
+        if not sub.cursor.level or sub.cursor.feed.deleted:
+            self._ready[sub] = None
+        return sum(map(len, payloads))
+
+    def _encoded(self, sub: Subscription, made: Slice) -> list[bytes]:
+        codec = self.codec
+        if sub.refs:
+            return [codec.encode(self._with_ref(sub.refs, frame)) for frame in made.frames]
+        payloads = made.encoded.get(codec.name)
+        if payloads is None:
+            payloads = made.encoded[codec.name] = [codec.encode(frame) for frame in made.frames]
+        return payloads
+
+    @staticmethod
+    def _with_ref(refs: dict[int, str], frame: AnyServerFrame) -> AnyServerFrame:
+        if isinstance(frame, Message) and frame.seq in refs:
+            return structs.replace(frame, ref=refs.pop(frame.seq))
+        return frame
+
+    def _leave(self, sub: Subscription, out: list[bytes]) -> None:
+        conversation_id = sub.cursor.feed.key.conversation_id
+        out.append(self.codec.encode(Deleted(conversation_id=conversation_id)))
+        if self.subscriptions.get(conversation_id) is sub:
+            self.detach(conversation_id)
+
+    # ------------------------------------------------------------ catching up from the log
+
+    def _lag(self, sub: Subscription) -> None:
+        if self._lagging is None:
+            self._lagging = deque()
+            self._catching_up = self._loop.create_task(self._catch_up(self._lagging), name="catch up")
+        if sub not in self._lagging:
+            self._lagging.append(sub)
+
+    async def _catch_up(self, lagging: deque[Subscription]) -> None:
+        """Brings lagging cursors forward in turn, one slice each, until the tails of their feeds reach back."""
+        while lagging:
+            if self._shell.paused:
+                await self._until_writable()
+                continue
+            sub = lagging.popleft()
+            if sub.closed:
+                continue
+            try:
+                made = await self._fetch(sub)
+            except LogUnavailable:
+                lagging.append(sub)
+                await asyncio.sleep(LOG_RETRY_S)
+                continue
+            if made is not None and made.frames:
+                self._shell.write(self._encoded(sub, made))
+            elif made is not None and not made.frames and not sub.cursor.feed.deleted:
+                continue
+            if not sub.closed:
+                self.ready(sub)
+        self._lagging = None
+
+    async def _fetch(self, sub: Subscription) -> Slice | None:
+        """The next slice from the log; None if the subscription was moved or ended meanwhile."""
+        made = await sub.cursor.feed.read_after(sub.cursor.position.seq)
+        if sub.closed:
+            return None
+        if made.frames:
+            sub.cursor.position = made.upto
+        elif sub.cursor.feed.deleted:
+            sub.cursor.position = sub.cursor.feed.head()
+        return made
+
+    async def _until_writable(self) -> None:
+        self._writable = asyncio.Event()
+        await self._writable.wait()
+        self._writable = None

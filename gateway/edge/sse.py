@@ -1,0 +1,118 @@
+"""Server-sent events: the same cursor with another framing (SPEC.md section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from msgspec import structs
+from starlette.types import Receive, Scope, Send
+
+from gateway.edge.reader import Reader
+from gateway.logs.feed import Feed, Slice
+from gateway.logs.log import Position
+from protocol.codec import JSON, format_cursor
+from protocol.frames import AnyServerFrame, Deleted, Done, Entry, Error, Message, Snapshot
+from protocol.sse import HEARTBEAT, event
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+Ended = Callable[[Feed, Slice], bool]
+"""Whether a stream is over after this slice; an empty slice: the reader is level."""
+
+
+def after_turn(turn_id: str) -> Ended:
+    """The stream of one question: over with its own turn's terminal frame."""
+
+    def ended(_: Feed, made: Slice) -> bool:
+        return any(isinstance(frame, (Done, Error)) and frame.turn_id == turn_id for frame in made.frames)
+
+    return ended
+
+
+def when_idle(feed: Feed, made: Slice) -> bool:
+    """The stream of an attached reader: over when it is level and no turn is open."""
+    return not made.frames and not feed.open_turns and feed.visible == feed.seq
+
+
+class EventStream:
+    """An ASGI response. `ref` is echoed in the `message` frame of `own_seq`."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        position: Position,
+        ended: Ended,
+        *,
+        heartbeat_s: float,
+        snapshot: Snapshot | None = None,
+        ref: str | None = None,
+        own_seq: int = 0,
+    ) -> None:
+        self._feed = feed
+        self._position = position
+        self._ended = ended
+        self._heartbeat_s = heartbeat_s
+        self._snapshot = snapshot
+        self._ref = ref
+        self._own_seq = own_seq
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with Reader(self._feed, self._position) as reader:
+            watch = asyncio.create_task(watch_disconnect(receive, reader), name="sse disconnect")
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                if self._snapshot is not None:
+                    await _body(send, _event(self._snapshot, self._position))
+                await self._follow(reader, send)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            finally:
+                watch.cancel()
+                await asyncio.wait([watch])
+
+    async def _follow(self, reader: Reader, send: Send) -> None:
+        beat = False
+        async for made in reader.slices(self._heartbeat_s):
+            if made.frames:
+                await _body(send, self._encoded(made))
+            elif self._feed.deleted:
+                gone = Deleted(conversation_id=self._feed.key.conversation_id)
+                await _body(send, event(JSON.encode(gone), None))
+            elif beat:
+                await _body(send, HEARTBEAT)
+            if self._ended(self._feed, made):
+                return
+            beat = not made.frames
+
+    def _encoded(self, made: Slice) -> bytes:
+        if self._ref is not None and any(frame.seq == self._own_seq for frame in made.frames):
+            return b"".join(_event(self._with_ref(frame), Position(frame.seq, frame.epoch)) for frame in made.frames)
+        events = made.encoded.get("sse")
+        if events is None:
+            events = [_event(frame, Position(frame.seq, frame.epoch)) for frame in made.frames]
+            made.encoded["sse"] = events
+        return b"".join(events)
+
+    def _with_ref(self, frame: Entry) -> Entry:
+        if isinstance(frame, Message) and frame.seq == self._own_seq:
+            return structs.replace(frame, ref=self._ref)
+        return frame
+
+
+def _event(frame: AnyServerFrame, cursor: Position) -> bytes:
+    return event(JSON.encode(frame), format_cursor(cursor.seq, cursor.epoch))
+
+
+async def _body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def watch_disconnect(receive: Receive, reader: Reader) -> None:
+    """Ends `reader` when the client hangs up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    reader.leave()
