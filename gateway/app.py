@@ -17,6 +17,8 @@ import structlog
 import uvicorn
 from websockets.http11 import Request
 
+from gateway.context.manager import ContextManager
+from gateway.context.summary import Summarizer
 from gateway.edge.connection import Connection
 from gateway.edge.gate import Gate
 from gateway.edge.handshake import Accept, AcceptThenClose, Decision, Reject
@@ -71,7 +73,9 @@ class Gateway:
         self.model = model or make_model(settings.model)
         self.metrics = Metrics()
         self.journal = Journal(self.log)
-        engine = Engine(self.model, settings.model, settings.log, self.metrics)
+        context = ContextManager(settings.model, Summarizer(self.model, settings.model.summary_model))
+        context.preload()
+        engine = Engine(self.model, context, settings.model, settings.log, self.metrics)
         self.pool = SessionPool(self.journal, engine, settings.limits)
         self.authenticator: Authenticator = NoAuthentication()
         self.gate = Gate(settings.who.allowed_origins, any_host=settings.who.auth != "none")

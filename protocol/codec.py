@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
+from msgspec import structs
 
 from protocol.checks import MAX_NESTING, check
 from protocol.frames import (
     AnyClientFrame,
     AnyServerFrame,
     ClientFrame,
+    Context,
     LoggedFrame,
     Message,
 )
@@ -91,9 +93,11 @@ class Codec:
         return f"<Codec {self.name}>"
 
     def encode(self, frame: AnyFrame) -> bytes:
-        """The bytes of one frame, always on one line in JSON. `Message.options` isn't sent."""
+        """The bytes of one frame, always on one line in JSON. What only the log has to know isn't sent."""
         if type(frame) is Message:
             return self._encode(_to_wire(frame))
+        if type(frame) is Context:
+            return self._encode(structs.replace(frame, memory=None))
         return self._encode(frame)
 
     def decode_client(self, data: bytes) -> AnyClientFrame:

@@ -22,6 +22,7 @@ from protocol.frames import (
     FoldedMessage,
     FunctionCall,
     FunctionResult,
+    Memory,
     Message,
     Restart,
     RunningTurn,
@@ -102,11 +103,13 @@ class TurnFold:
 class Fold:
     """A conversation after `seq` entries. `apply` wants the entries in order; merged `token` frames are fine."""
 
-    __slots__ = ("_by_message_id", "_open", "epoch", "seq", "turns")
+    __slots__ = ("_by_message_id", "_open", "epoch", "memory", "seq", "turns")
 
     def __init__(self) -> None:
         self.seq = 0
         self.epoch = 0
+        self.memory: Memory | None = None
+        """Of the last `context` entry."""
         self.turns: dict[str, TurnFold] = {}
         """In turn order, which is not log order: an interrupting message goes ahead of the queued ones."""
         self._open: dict[str, TurnFold] = {}
@@ -122,6 +125,8 @@ class Fold:
         if isinstance(entry, Message):
             self._begin(entry)
             return
+        if isinstance(entry, Context):
+            self.memory = entry.memory
         turn = self.turns[entry.turn_id]
         turn.apply(entry)
         if turn.end is not None:

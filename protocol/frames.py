@@ -160,8 +160,20 @@ class Compacted(Struct, frozen=True):
     tokens_after: int
 
 
+class Memory(Struct, frozen=True, omit_defaults=True):
+    """What stands in a prompt for the turns up to `through`. In the log, so that it is extended and never made
+    again; never on the wire."""
+
+    through: str
+    """The last turn, in turn order, that isn't sent to the model word for word any more."""
+    summary: str = ""
+    """Empty: those turns were dropped."""
+
+
 class Context(LoggedFrame, frozen=True, tag="context"):
     compacted: Compacted
+    memory: Memory | None = None
+    """Log only: `codec` leaves it out of everything that is sent."""
 
 
 class Restart(LoggedFrame, frozen=True, tag="restart"):

@@ -90,6 +90,9 @@ def _schemas(kinds: Iterable[type[Struct]]) -> dict[str, Schema]:
         del schemas["Options"]
         message["properties"]["role"].pop("default")
         message["required"].append("role")
+    if context := schemas.get("Context"):
+        del context["properties"]["memory"]
+        del schemas["Memory"]
     for schema in schemas.values():
         properties = schema.get("properties", {})
         if "ref" in properties:

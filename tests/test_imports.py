@@ -18,7 +18,7 @@ LEVELS = (
     {"gateway.context", "gateway.logs", "gateway.models"},
     {"gateway.sessions"},
     {"gateway.edge"},
-    {"gateway.app", "gateway.terminal"},
+    {"gateway.app", "gateway.terminal", "gateway.terminal_page"},
     {"gateway.cli", "gateway.__main__"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -7,20 +7,10 @@ from typing import Any
 import orjson
 from msgspec import UNSET
 
-from protocol.fold import Fold, TurnFold
+from protocol.fold import TurnFold
 from protocol.frames import FoldedCall
 
 UNANSWERED = "the turn ended before this call was answered"
-
-
-def chat_messages(fold: Fold, turn: TurnFold, system: str | None = None) -> list[dict[str, Any]]:
-    """OpenAI chat messages for the next model call of `turn`: the turns before it, then its own rounds so far."""
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    for earlier in fold.turns.values():
-        messages += turn_messages(earlier)
-        if earlier is turn:
-            break
-    return messages
 
 
 def turn_messages(turn: TurnFold) -> list[dict[str, Any]]:

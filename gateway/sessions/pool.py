@@ -69,6 +69,9 @@ class SessionPool:
         session = await self.session(key)
         if frame.message_id is None or session.fold.by_message_id(frame.message_id) is None:
             self._admit()
+            await self._engine.context.admit(frame)
+            # While its tokens were counted the session may have been evicted or deleted.
+            session = await self.session(key)
         return session, session.submit(frame, max_queued=self._engine.log_settings.max_queued)
 
     def _admit(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from msgspec import UnsetType, structs
 
+from gateway.context.manager import Compaction
 from gateway.logs.feed import Feed
 from gateway.sessions.calls import WholeCall
 from gateway.sessions.states import Event
@@ -20,6 +21,7 @@ from protocol.codes import ErrorCode, Refusal
 from protocol.fold import Fold, TurnFold
 from protocol.frames import (
     ChatMessage,
+    Context,
     Done,
     Entry,
     Error,
@@ -68,6 +70,8 @@ class Session:
         """Loop time; the pool keeps it."""
         self.orphan_since: float | None = None
         self.draining = False
+        self.token_counts: dict[str, int] = {}
+        """Of ended turns, by turn: a model call costs what is new."""
         self._engine = engine
         self._on_run = on_run
 
@@ -216,6 +220,11 @@ class Session:
             for i, text in enumerate(text for piece in pieces for text in split(piece))
         ]
         self._append(*tokens)
+
+    def append_context(self, turn_id: str, compaction: Compaction) -> None:
+        """What older turns became; the model calls after it start from there."""
+        compacted, memory = compaction
+        self._append(self._make(Context, turn_id, compacted=compacted, memory=memory))
 
     def append_calls(self, turn_id: str, calls: list[WholeCall]) -> None:
         """All calls of one round in one append: a crash leaves all of them or none."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from gateway.context.history import chat_messages
+from gateway.context.manager import Compaction, ContextManager
 from gateway.logs.feed import Feed
 from gateway.logs.log import LogUnavailable
 from gateway.models.model import CallFragment, Finish, Model, ModelError, ModelRequest
@@ -41,6 +41,7 @@ class Engine:
     """What every turn of this node needs."""
 
     model: Model
+    context: ContextManager
     model_settings: Upstream
     log_settings: LogAndSessions
     metrics: Metrics
@@ -51,6 +52,9 @@ class Host(Protocol):
 
     feed: Feed
     fold: Fold
+    token_counts: dict[str, int]
+
+    def append_context(self, turn_id: str, compaction: Compaction) -> None: ...
 
     def append_text(self, turn_id: str, pieces: list[str]) -> None: ...
 
@@ -162,7 +166,11 @@ class TurnRun:
     async def _generate(self) -> list[WholeCall]:
         """One model call, tried again while nothing of it was seen. Returns the calls that it wants answered."""
         self._new_generation()
-        request = self._request()
+        prepared = await self._engine.context.prepare(
+            self._host.fold, self.turn, self._host.token_counts, tools=self.turn.rounds < MAX_ROUNDS
+        )
+        if prepared.compaction is not None:
+            self._host.append_context(self.turn.turn_id, prepared.compaction)
         self.move(Event.PREPARED)
         settings = self._engine.model_settings
         last_problem: ModelError | None = None
@@ -170,7 +178,7 @@ class TurnRun:
             async with asyncio.timeout(settings.first_token_timeout_s) as deadline:
                 for attempt in range(1, ATTEMPTS + 1):
                     try:
-                        await self._stream(request, deadline)
+                        await self._stream(prepared.request, deadline)
                         break
                     except ModelError as problem:
                         last_problem = problem
@@ -184,15 +192,6 @@ class TurnRun:
             text = f"The model asked for functions more than {MAX_ROUNDS} times in one turn."
             raise Refusal(ErrorCode.STREAM_ERROR, text, retryable=False)
         return self._calls.whole()
-
-    def _request(self) -> ModelRequest:
-        options = self.turn.message.options
-        tools = (options.tools if options else None) or []
-        return ModelRequest(
-            messages=chat_messages(self._host.fold, self.turn, options.system if options else None),
-            model=(options.model if options else None) or self._engine.model_settings.model,
-            tools=tools if self.turn.rounds < MAX_ROUNDS else [],
-        )
 
     async def _stream(self, request: ModelRequest, deadline: asyncio.Timeout) -> None:
         token_timeout_s = self._engine.model_settings.token_timeout_s

@@ -30,8 +30,11 @@ from protocol.frames import (
     Cancel,
     ChatMessage,
     ClientFunctionResult,
+    Compacted,
+    Context,
     FunctionCall,
     FunctionSpec,
+    Memory,
     Message,
     Metadata,
     Options,
@@ -115,6 +118,20 @@ def test_what_is_no_server_frame(codec: Codec, content: object) -> None:
     packed = msgspec.json.encode(content) if codec is JSON else msgspec.msgpack.encode(content)
     with pytest.raises(BadFrame, match="the gateway sent"):
         codec.decode_server(packed)
+
+
+@both
+def test_the_memory_of_a_context_stays_in_the_log(codec: Codec) -> None:
+    context = Context(
+        conversation_id="c",
+        turn_id="t",
+        seq=1,
+        metadata=Metadata(timestamp=1),
+        compacted=Compacted(4, 2, 100, 50),
+        memory=Memory(through="t0", summary="secret"),
+    )
+    assert b"secret" not in codec.encode(context)
+    assert codec.decode_server(codec.encode(context)) == msgspec.structs.replace(context, memory=None)
 
 
 @both

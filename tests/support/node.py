@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from gateway.context.manager import ContextManager
+from gateway.context.summary import Summarizer
 from gateway.edge.reader import Reader
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Log, Position
@@ -33,7 +35,13 @@ class Node:
         defaults: dict[str, Any] = {"batch_chars": 0}
         slices = [_slice(kind, {**defaults, **settings}) for kind in (Upstream, LogAndSessions, Limits)]
         upstream, log_settings, limits = slices
-        self.pool = SessionPool(self.journal, Engine(model, upstream, log_settings, self.metrics), limits)
+        self.pool = SessionPool(
+            self.journal,
+            Engine(
+                model, ContextManager(upstream, Summarizer(model, upstream.model)), upstream, log_settings, self.metrics
+            ),
+            limits,
+        )
 
     async def send(self, message: str = "hi", key: Key = KEY, **fields: Any) -> tuple[Session, Acknowledged]:
         return await self.pool.submit(key, ChatMessage(message=message, **fields))
