@@ -32,7 +32,6 @@ from gateway.logs.log import Log, LogUnavailable
 from gateway.logs.opening import open_log
 from gateway.models.demo import Demo
 from gateway.models.model import Model
-from gateway.models.openai_compatible import OpenAICompatible
 from gateway.sessions.pool import SessionPool
 from gateway.sessions.turn import Engine
 from gateway.settings import Settings, Upstream
@@ -60,6 +59,9 @@ def gateway_version() -> str:
 def make_model(settings: Upstream) -> Model:
     if settings.model == "demo":
         return Demo()
+    # The SDK takes a second to import, which the demo model needn't wait for.
+    from gateway.models.openai_compatible import OpenAICompatible  # noqa: PLC0415
+
     key = settings.openai_api_key
     return OpenAICompatible(api_key=key.get_secret_value() if key else None, base_url=settings.openai_base_url)
 
