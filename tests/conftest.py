@@ -49,7 +49,8 @@ def chromium_path() -> Path:
 
 @pytest.fixture
 async def page(chromium_path: Path) -> AsyncIterator[Page]:
-    """An empty tab of a fresh headless Chromium. `page.context.new_page()` is a second tab of the same user."""
+    """An empty tab of a fresh headless Chromium. A second tab of the same user wants
+    a context: `(await browser.new_context()).new_page()` twice."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path, args=list(_CHROMIUM_FLAGS))
         try:

@@ -8,19 +8,22 @@ one task per connection, a slice at a time, so that it costs the same memory how
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
+import structlog
 from msgspec import structs
 
 from gateway.edge.websocket import WebSocketShell
 from gateway.logs.feed import Cursor, Feed, Slice
 from gateway.logs.log import LogUnavailable, Position
 from protocol.codec import JSON, Codec
+from protocol.codes import CloseCode
 from protocol.frames import AnyServerFrame, Deleted, Message
 
 FLUSH_BYTES = 131072
 """What one loop turn takes from the cursors of one connection, roughly; the rest follows in the next."""
 LOG_RETRY_S = 0.5
+
+log_lines = structlog.get_logger(__name__)
 
 
 class Subscription:
@@ -61,8 +64,8 @@ class Outbox:
         """Woken cursors, served in turn."""
         self._direct: list[bytes] = []
         self._flushing = False
-        self._lagging: deque[Subscription] | None = None
-        """Those that need the log: a task serves them while this isn't None."""
+        self._lagging: dict[Subscription, None] = {}
+        """Those that need the log, served in turn by one task while there are any."""
         self._catching_up: asyncio.Task[None] | None = None
         self._writable: asyncio.Event | None = None
 
@@ -83,6 +86,7 @@ class Outbox:
         if sub is not None:
             sub.close()
             self._ready.pop(sub, None)
+            self._lagging.pop(sub, None)
         return sub
 
     def writable(self) -> None:
@@ -97,6 +101,7 @@ class Outbox:
             sub.close()
         self.subscriptions.clear()
         self._ready.clear()
+        self._lagging.clear()
         if self._catching_up is not None:
             self._catching_up.cancel()
 
@@ -167,44 +172,57 @@ class Outbox:
     # ------------------------------------------------------------ catching up from the log
 
     def _lag(self, sub: Subscription) -> None:
-        if self._lagging is None:
-            self._lagging = deque()
-            self._catching_up = self._loop.create_task(self._catch_up(self._lagging), name="catch up")
-        if sub not in self._lagging:
-            self._lagging.append(sub)
+        self._lagging[sub] = None
+        if self._catching_up is None:
+            self._catching_up = self._loop.create_task(self._catch_up(), name="catch up")
+            self._catching_up.add_done_callback(self._caught_up)
 
-    async def _catch_up(self, lagging: deque[Subscription]) -> None:
-        """Brings lagging cursors forward in turn, one slice each, until the tails of their feeds reach back."""
-        while lagging:
+    async def _catch_up(self) -> None:
+        """Brings lagging cursors forward in turn, one slice each, until the tails of their feeds reach back.
+
+        A cursor stays among them while its slice is read: the tail doesn't reach back to it, so nobody else moves it.
+        """
+        while self._lagging:
             if self._shell.paused:
                 await self._until_writable()
                 continue
-            sub = lagging.popleft()
+            sub = next(iter(self._lagging))
+            made = await self._fetch(sub)
+            self._lagging.pop(sub, None)
             if sub.closed:
                 continue
-            try:
-                made = await self._fetch(sub)
-            except LogUnavailable:
-                lagging.append(sub)
+            if made is None:
+                self._lagging[sub] = None
                 await asyncio.sleep(LOG_RETRY_S)
                 continue
-            if made is not None and made.frames:
+            if made.frames:
                 self._shell.write(self._encoded(sub, made))
-            elif made is not None and not made.frames and not sub.cursor.feed.deleted:
-                continue
-            if not sub.closed:
-                self.ready(sub)
-        self._lagging = None
+            elif not sub.cursor.feed.deleted:
+                continue  # fenced off; nothing comes any more
+            self.ready(sub)
+
+    def _caught_up(self, task: asyncio.Task[None]) -> None:
+        self._catching_up = None
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log_lines.error("catching up failed by a bug", exc_info=problem)
+            self._lagging.clear()
+            self._shell.close(CloseCode.INTERNAL, "internal error")
+        elif self._lagging and not task.cancelled():
+            self._lag(next(iter(self._lagging)))
 
     async def _fetch(self, sub: Subscription) -> Slice | None:
-        """The next slice from the log; None if the subscription was moved or ended meanwhile."""
-        made = await sub.cursor.feed.read_after(sub.cursor.position.seq)
-        if sub.closed:
+        """The next slice from the log, and moves past it; None when the log can't be read now."""
+        cursor, at = sub.cursor, sub.cursor.position
+        try:
+            made = await cursor.feed.read_after(at.seq)
+        except LogUnavailable:
             return None
+        if sub.closed:
+            return made
         if made.frames:
-            sub.cursor.position = made.upto
-        elif sub.cursor.feed.deleted:
-            sub.cursor.position = sub.cursor.feed.head()
+            cursor.position = made.upto
+        elif cursor.feed.deleted:
+            cursor.position = cursor.feed.head()
         return made
 
     async def _until_writable(self) -> None:

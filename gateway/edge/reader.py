@@ -34,26 +34,29 @@ class Reader:
 
     async def slices(self, heartbeat_s: float) -> AsyncIterator[Slice]:
         """Every slice after the cursor, in order; an empty one when the reader has become level, and again after
-        each `heartbeat_s` in which nothing came. Ends when the peer or the conversation is gone.
+        each `heartbeat_s` in which nothing came. Ends when the peer or the conversation is gone, and when this node
+        stops.
         """
         cursor, woken = self.cursor, self._woken
         while not self._gone:
             woken.clear()
             made = cursor.take()
-            if made is None:
-                made = await self._fetch()
+            if made is None and (made := await self._fetch()) is None:
+                return
             yield made
             if made.frames:
                 continue
-            if cursor.feed.deleted:
+            if cursor.feed.deleted or cursor.feed.handed_over:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(heartbeat_s):
                     await woken.wait()
 
-    async def _fetch(self) -> Slice:
-        while True:
+    async def _fetch(self) -> Slice | None:
+        """From the log, as soon as that can be read; None when the peer is gone."""
+        while not self._gone:
             try:
                 return await self.cursor.fetch()
             except LogUnavailable:
                 await asyncio.sleep(LOG_RETRY_S)
+        return None

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.edge.answers import error_body, open_feed, starting_at
@@ -240,7 +240,7 @@ async def _on_refusal(_: Request, refusal: Exception) -> Response:
     return refusal_answer(refusal)
 
 
-async def _on_http_exception(_: Request, problem: Exception) -> Response:
+async def _on_http_exception(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
     if problem.status_code == 404:
         return refusal_answer(
@@ -250,7 +250,15 @@ async def _on_http_exception(_: Request, problem: Exception) -> Response:
         Refusal(ErrorCode.BAD_FRAME, "This address doesn't know that method. See /openapi.json."), problem.status_code
     )
     answer.headers.update(problem.headers or {})
+    if problem.status_code == 405:
+        answer.headers["Allow"] = _methods(request)
     return answer
+
+
+def _methods(request: Request) -> str:
+    """Those of all routes of this path: Starlette names the first one's only."""
+    routes = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 async def _on_gone(_: Request, __: Exception) -> Response:
@@ -302,4 +310,6 @@ def http_app(edge: Edge) -> ASGIApp:
             Exception: _on_bug,
         },
     )
+    # A path with a slash too many doesn't exist: a client that follows a redirect with GET would lose its message.
+    app.router.redirect_slashes = False
     return Guard(app, edge.gate)

@@ -21,22 +21,25 @@ HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 
-Ended = Callable[[Feed, Slice], bool]
-"""Whether a stream is over after this slice; an empty slice: the reader is level."""
+Ended = Callable[[Feed, Slice], int | None]
+"""How many frames of this slice are the stream's last ones; None: it goes on. An empty slice: the reader is level."""
 
 
 def after_turn(turn_id: str) -> Ended:
-    """The stream of one question: over with its own turn's terminal frame."""
+    """The stream of one question: over with its own turn's terminal frame, also when the slice goes on."""
 
-    def ended(_: Feed, made: Slice) -> bool:
-        return any(isinstance(frame, (Done, Error)) and frame.turn_id == turn_id for frame in made.frames)
+    def ended(_: Feed, made: Slice) -> int | None:
+        for count, frame in enumerate(made.frames, 1):
+            if isinstance(frame, (Done, Error)) and frame.turn_id == turn_id:
+                return count
+        return None
 
     return ended
 
 
-def when_idle(feed: Feed, made: Slice) -> bool:
+def when_idle(feed: Feed, made: Slice) -> int | None:
     """The stream of an attached reader: over when it is level and no turn is open."""
-    return not made.frames and not feed.open_turns and feed.visible == feed.seq
+    return 0 if not made.frames and not feed.open_turns and feed.visible == feed.seq else None
 
 
 class EventStream:
@@ -77,25 +80,26 @@ class EventStream:
     async def _follow(self, reader: Reader, send: Send) -> None:
         beat = False
         async for made in reader.slices(self._heartbeat_s):
+            last = self._ended(self._feed, made)
             if made.frames:
-                await _body(send, self._encoded(made))
+                await _body(send, b"".join(self._encoded(made)[:last]))
             elif self._feed.deleted:
                 gone = Deleted(conversation_id=self._feed.key.conversation_id)
                 await _body(send, event(JSON.encode(gone), None))
             elif beat:
                 await _body(send, HEARTBEAT)
-            if self._ended(self._feed, made):
+            if last is not None:
                 return
             beat = not made.frames
 
-    def _encoded(self, made: Slice) -> bytes:
+    def _encoded(self, made: Slice) -> list[bytes]:
         if self._ref is not None and any(frame.seq == self._own_seq for frame in made.frames):
-            return b"".join(_event(self._with_ref(frame), Position(frame.seq, frame.epoch)) for frame in made.frames)
+            return [_event(self._with_ref(frame), Position(frame.seq, frame.epoch)) for frame in made.frames]
         events = made.encoded.get("sse")
         if events is None:
             events = [_event(frame, Position(frame.seq, frame.epoch)) for frame in made.frames]
             made.encoded["sse"] = events
-        return b"".join(events)
+        return events
 
     def _with_ref(self, frame: Entry) -> Entry:
         if isinstance(frame, Message) and frame.seq == self._own_seq:
