@@ -261,7 +261,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         http_app(gateway.edge()),
         ws=shell,  # type: ignore[arg-type]  # it calls whatever makes a protocol
-        http=guarded_http(serving.handshake_timeout_s),
+        http=guarded_http(serving.handshake_timeout_s, write_deadline_s=serving.write_deadline_s),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with the guards that it lacks.
 
 What is added: a time limit for half-sent requests and a bound on their heads, so that clients that dribble hold no
-connection for ever; the contract's error body where uvicorn answers in plain text; and the bytes that came together
+connection for ever; the write deadline for those that stop reading; the contract's error body where uvicorn answers in plain text; and the bytes that came together
 with a WebSocket handshake, which uvicorn drops.
 """
 
@@ -15,6 +15,8 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.edge.liveness import Liveness
+from gateway.edge.sockets import tune, unsent_bytes
 from protocol.codes import ErrorCode
 from protocol.frames import ErrorBody
 
@@ -45,24 +47,28 @@ class Stage(enum.Enum):
 
 
 class GuardedHttp(HttpToolsProtocol):
-    """Made by `guarded_http`, which sets the two limits."""
+    """Made by `guarded_http`, which sets the three limits."""
 
     handshake_timeout_s: float
     max_header_bytes: int
+    write_deadline_s: float
 
     _stage: Stage
     _head_bytes: int
     _progress_at: float
     _deadline: asyncio.TimerHandle | None
+    _stuck_check: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         super().connection_made(transport)
-        self._deadline = None
+        tune(transport)
+        self._deadline = self._stuck_check = None
         self._chunk_bytes = 0
         self._begin_head(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._stop_stuck_check()
         super().connection_lost(exc)
 
     def _is_refused(self) -> bool:
@@ -184,6 +190,31 @@ class GuardedHttp(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle  # uvicorn hides that there may be none yet
         return cycle is not None and not cycle.response_complete
 
+    # ------------------------------------------------------------ the write deadline
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._liveness = Liveness(self.loop.time())
+        self._check_stuck()
+
+    def resume_writing(self) -> None:
+        self._stop_stuck_check()
+        super().resume_writing()
+
+    def _check_stuck(self) -> None:
+        now = self.loop.time()
+        sizes = self.transport.get_write_buffer_size(), unsent_bytes(self.transport)
+        if now >= self._liveness.write_deadline(now, self.write_deadline_s, *sizes):
+            self._stuck_check = None
+            self.transport.abort()
+        else:
+            self._stuck_check = self.loop.call_later(min(1.0, self.write_deadline_s / 4), self._check_stuck)
+
+    def _stop_stuck_check(self) -> None:
+        if self._stuck_check is not None:
+            self._stuck_check.cancel()
+            self._stuck_check = None
+
     # ------------------------------------------------------------ refusing
 
     def send_400_response(self, msg: str) -> None:
@@ -221,11 +252,18 @@ class GuardedHttp(HttpToolsProtocol):
             self.transport.close()
 
 
-def guarded_http(handshake_timeout_s: float, max_header_bytes: int = 16384) -> type[GuardedHttp]:
+def guarded_http(
+    handshake_timeout_s: float, max_header_bytes: int = 16384, write_deadline_s: float = 10.0
+) -> type[GuardedHttp]:
     """A protocol class for `uvicorn.Config(http=...)`.
 
     `handshake_timeout_s` limits the head of a request as a whole, and every pause within its body: 408.
-    `max_header_bytes` limits the request line and the headers together: 431.
+    `max_header_bytes` limits the request line and the headers together: 431. `write_deadline_s`: a client that takes
+    nothing of an answer for so long is aborted, as on a WebSocket.
     """
-    limits: dict[str, Any] = {"handshake_timeout_s": handshake_timeout_s, "max_header_bytes": max_header_bytes}
+    limits: dict[str, Any] = {
+        "handshake_timeout_s": handshake_timeout_s,
+        "max_header_bytes": max_header_bytes,
+        "write_deadline_s": write_deadline_s,
+    }
     return type("ConfiguredGuardedHttp", (GuardedHttp,), limits)

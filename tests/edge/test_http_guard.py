@@ -221,3 +221,34 @@ async def test_trailers_are_dropped() -> None:
     async with serving(app=app) as server:
         assert await answers(server, chunked + b"1\r\nx\r\n0\r\nX-Late: 1\r\n\r\n") == [(200, b"")]
         assert b"x-late" not in seen
+
+
+@pytest.mark.parametrize(("takes_something", "lasts"), [(False, False), (True, True)], ids=["stuck", "slow"])
+async def test_only_a_client_that_takes_nothing_of_an_answer_is_aborted(takes_something: bool, lasts: bool) -> None:
+    gone = asyncio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        watch = asyncio.create_task(receive_until_gone(receive, gone))
+        while not gone.is_set():
+            await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+        await watch
+
+    async with serving(app=endless, write_deadline_s=0.4) as server:
+        reader, writer = await server.connect()
+        writer.write(GET)
+        if takes_something:
+            for _ in range(12):
+                await reader.readexactly(400_000)
+                await asyncio.sleep(0.1)
+            assert gone.is_set() is not lasts
+            writer.transport.abort()
+        async with asyncio.timeout(10):
+            await gone.wait()
+        writer.transport.abort()
+
+
+async def receive_until_gone(receive: Any, gone: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()

@@ -86,6 +86,7 @@ async def serving(
     decide: Callable[..., Decision] | None = None,
     app: Any = None,
     handshake_timeout_s: float = 10.0,
+    write_deadline_s: float = 10.0,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
     keepalive = Keepalive(TICK_S)
@@ -98,7 +99,7 @@ async def serving(
 
     config = uvicorn.Config(
         app or no_app,
-        http=guarded_http(handshake_timeout_s),
+        http=guarded_http(handshake_timeout_s, write_deadline_s=write_deadline_s),
         ws=shell_factory(
             accept=decide or (lambda request, peer: Accept(keep)), limits=limits or ShellLimits(), keepalive=keepalive
         ),
