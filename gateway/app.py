@@ -264,6 +264,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         http=guarded_http(serving.handshake_timeout_s, write_deadline_s=serving.write_deadline_s),
         lifespan="off",
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         date_header=False,

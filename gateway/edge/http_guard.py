@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with the guards that it lacks.
 
 What is added: a time limit for half-sent requests and a bound on their heads, so that clients that dribble hold no
-connection for ever; the write deadline for those that stop reading; the contract's error body where uvicorn answers in plain text; and the bytes that came together
-with a WebSocket handshake, which uvicorn drops.
+connection for ever; the write deadline for those that stop reading; the contract's error body where uvicorn answers in
+plain text; and the bytes that came together with a WebSocket handshake, which uvicorn drops.
 """
 
 from __future__ import annotations
