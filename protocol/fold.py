@@ -31,6 +31,9 @@ from protocol.frames import (
     Usage,
 )
 
+PIECES = 256
+"""Small strings take ten times their text: so many are joined while a turn runs."""
+
 
 @dataclass(slots=True)
 class TurnFold:
@@ -39,8 +42,10 @@ class TurnFold:
     message: Message
     text: str = ""
     """Standing text up to the last call or result; what came after is in `pieces` until the turn ends."""
-    pieces: list[tuple[int, str]] = field(default_factory=list)
-    """(seq of the entry, its text), since `text`."""
+    pieces: list[str] = field(default_factory=list)
+    """What the generation in progress has said since `text`."""
+    pieces_from: int = 0
+    """The entry of the first of `pieces`."""
     calls: dict[str, FoldedCall] = field(default_factory=dict)
     end: Done | Error | None = None
     keep_seq: int = 0
@@ -55,7 +60,7 @@ class TurnFold:
     @property
     def content(self) -> str:
         """All the turn's text that stands, over all rounds."""
-        return self.text + "".join(text for _, text in self.pieces)
+        return self.text + "".join(self.pieces)
 
     @property
     def open_calls(self) -> list[FoldedCall]:
@@ -69,7 +74,11 @@ class TurnFold:
         """One of the turn's own entries after its `message`, in order."""
         match entry:
             case Token():
-                self.pieces.append((entry.seq, entry.content))
+                if not self.pieces:
+                    self.pieces_from = entry.first_seq or entry.seq
+                elif len(self.pieces) == PIECES:
+                    self.pieces = ["".join(self.pieces)]
+                self.pieces.append(entry.content)
             case FunctionCall():
                 self.settle()
                 self.keep_seq = entry.seq
@@ -86,7 +95,8 @@ class TurnFold:
                 call = self.calls[entry.call_id]
                 self.calls[entry.call_id] = structs.replace(call, result=entry.result, error=entry.error)
             case Restart():
-                self.pieces = [piece for piece in self.pieces if piece[0] <= entry.keep_seq]
+                if self.pieces_from > entry.keep_seq:  # it never names a token (SPEC.md section 11.24)
+                    self.pieces = []
                 self.attempt = entry.attempt
             case Done() | Error():
                 self.settle()
@@ -103,7 +113,7 @@ class TurnFold:
 class Fold:
     """A conversation after `seq` entries. `apply` wants the entries in order; merged `token` frames are fine."""
 
-    __slots__ = ("_by_message_id", "_open", "epoch", "memory", "seq", "turns")
+    __slots__ = ("_by_call_id", "_by_message_id", "_open", "epoch", "memory", "seq", "turns")
 
     def __init__(self) -> None:
         self.seq = 0
@@ -115,6 +125,7 @@ class Fold:
         self._open: dict[str, TurnFold] = {}
         """Those without an end, in the same order."""
         self._by_message_id: dict[str, TurnFold] = {}
+        self._by_call_id: dict[str, TurnFold] = {}
 
     def apply_all(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -129,7 +140,9 @@ class Fold:
             self.memory = entry.memory
         turn = self.turns[entry.turn_id]
         turn.apply(entry)
-        if turn.end is not None:
+        if isinstance(entry, FunctionCall):
+            self._by_call_id[entry.call_id] = turn
+        elif turn.end is not None:
             del self._open[turn.turn_id]
 
     def _begin(self, message: Message) -> None:
@@ -150,6 +163,9 @@ class Fold:
 
     def by_message_id(self, message_id: str) -> TurnFold | None:
         return self._by_message_id.get(message_id)
+
+    def by_call_id(self, call_id: str) -> TurnFold | None:
+        return self._by_call_id.get(call_id)
 
     def status(self, turn: TurnFold) -> TurnStatus:
         match turn.end:

@@ -33,7 +33,7 @@ def merge(entries: Iterable[Entry], limit_bytes: int = SLICE_BYTES) -> list[Entr
     run: list[Token] = []
     room = limit_bytes - FRAME_ROOM_BYTES
     for entry in entries:
-        room -= _size(entry)
+        room -= size_bytes(entry.content if isinstance(entry, Token) else entry)
         if room < 0 and (merged or run):
             break
         if isinstance(entry, Token):
@@ -54,8 +54,9 @@ def merge(entries: Iterable[Entry], limit_bytes: int = SLICE_BYTES) -> list[Entr
 _encode = msgspec.json.Encoder().encode
 
 
-def _size(entry: Entry) -> int:
-    return len(_encode(entry.content if isinstance(entry, Token) else entry))
+def size_bytes(value: Entry | str) -> int:
+    """As JSON."""
+    return len(_encode(value))
 
 
 def _joined(run: list[Token]) -> Token:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 
 import structlog
 from msgspec import structs
@@ -25,12 +26,14 @@ from protocol.codec import MSGPACK, BadFrame
 from protocol.codes import CloseCode, ErrorCode, Refusal
 from protocol.frames import (
     Accepted,
+    AnyServerFrame,
     Auth,
     Cancel,
     Cancelled,
     ChatMessage,
     ClientFunctionResult,
     Goaway,
+    Message,
     Ping,
     Pong,
     Subscribe,
@@ -163,45 +166,64 @@ class Connection:
         while inbox:
             frame = inbox[0]
             try:
-                await self._command(frame, conversation_id)
+                answer = await self._command(frame, conversation_id)
             except Refusal as refusal:
-                self._out.answer(refused(refusal, frame.ref, conversation_id))
+                answer = refused(refusal, frame.ref, conversation_id)
             except LogUnavailable as problem:
                 gone = Refusal(ErrorCode.NOT_FOUND, "The conversation was deleted meanwhile.")
                 log_lines.info("command lost its conversation", problem=str(problem))
-                self._out.answer(refused(gone, frame.ref, conversation_id))
+                answer = refused(gone, frame.ref, conversation_id)
             except Exception:
                 log_lines.exception("command failed by a bug", connection_id=self.id)
                 bug = Refusal(ErrorCode.INTERNAL, "The gateway failed on this frame. Please try again.")
-                self._out.answer(refused(bug, frame.ref, conversation_id))
+                answer = refused(bug, frame.ref, conversation_id)
+            if answer is not None:
+                await self._messages_first(conversation_id)
+                self._out.answer(answer)
             inbox.popleft()
             self._waiting -= 1
             if self._waiting == MAX_WAITING_COMMANDS // 2:
                 self._shell.resume_reading()
         self._inbox.pop(conversation_id, None)
 
-    async def _command(self, frame: Command, conversation_id: str) -> None:
+    async def _command(self, frame: Command, conversation_id: str) -> AnyServerFrame | None:
+        """Its direct answer, unless that comes from a cursor or was sent already."""
         key = self._principal.key(conversation_id)
         match frame:
             case ChatMessage():
-                await self._chat_message(frame, conversation_id)
+                return await self._chat_message(frame, conversation_id)
             case Subscribe():
                 await self._subscribe(frame)
+                return None
             case Unsubscribe():
-                self._out.detach(conversation_id)
-                self._out.answer(Unsubscribed(conversation_id=conversation_id, ref=frame.ref))
+                await self._unsubscribe(conversation_id)
+                return Unsubscribed(conversation_id=conversation_id, ref=frame.ref)
             case Cancel():
                 done = await self._pool.cancel(key, frame.turn_id)
-                self._out.answer(
-                    Cancelled(
-                        conversation_id=conversation_id, outcome=done.outcome, turn_id=done.turn_id, ref=frame.ref
-                    )
+                return Cancelled(
+                    conversation_id=conversation_id, outcome=done.outcome, turn_id=done.turn_id, ref=frame.ref
                 )
             case ClientFunctionResult():
                 await self._pool.answer(key, frame.call_id, frame.result, frame.error)
-                self._out.answer(Accepted(conversation_id=conversation_id, call_id=frame.call_id, ref=frame.ref))
+                return Accepted(conversation_id=conversation_id, call_id=frame.call_id, ref=frame.ref)
 
-    async def _chat_message(self, frame: ChatMessage, conversation_id: str) -> None:
+    async def _messages_first(self, conversation_id: str) -> None:
+        """Answers come in the order of the commands (SPEC.md section 4.4), but those of messages come from a cursor:
+        they go out before the next one. A reader that is behind gets them in their place nevertheless."""
+        sub = self._out.subscriptions.get(conversation_id)
+        if sub is not None and sub.refs:
+            with suppress(LogUnavailable):
+                await sub.cursor.feed.when_committed(max(sub.refs))
+                self._out.flush()
+
+    async def _unsubscribe(self, conversation_id: str) -> None:
+        """Nothing of the conversation comes after the answer to this, so what is due to earlier messages comes now."""
+        await self._messages_first(conversation_id)
+        if (sub := self._out.detach(conversation_id)) is not None:
+            for seq, ref in sub.refs.items():
+                await self._answer_late(sub.cursor.feed, seq, ref)
+
+    async def _chat_message(self, frame: ChatMessage, conversation_id: str) -> Message | None:
         self._check_room(conversation_id)
         session, done = await self._pool.submit(self._principal.key(conversation_id), frame)
         feed = session.feed
@@ -211,14 +233,15 @@ class Connection:
         if sub is None or sub.cursor.feed is not feed:
             before = Position(done.seq - 1, 0)
             sub = self._attach(conversation_id, feed, before)
-        if sub.cursor.position.seq >= done.seq:
+        if sub.cursor.position.seq >= done.seq or done.seq in sub.refs:
             first = await message_entry(feed, done.seq)
-            self._out.answer(structs.replace(first, ref=frame.ref, duplicate=True))
-        elif frame.ref is not None:
-            sub.refs[done.seq] = frame.ref
+            return structs.replace(first, ref=frame.ref, duplicate=True)
+        sub.refs[done.seq] = frame.ref
+        return None
 
     async def _subscribe(self, frame: Subscribe) -> None:
         conversation_id = frame.conversation_id
+        await self._messages_first(conversation_id)
         self._check_room(conversation_id)
         feed = await open_feed(self._pool.journal, self._principal.key(conversation_id))
         if frame.after is None:
@@ -253,7 +276,7 @@ class Connection:
                 self._spawn(self._answer_late(feed, seq, ref))
         return sub
 
-    async def _answer_late(self, feed: Feed, seq: int, ref: str) -> None:
+    async def _answer_late(self, feed: Feed, seq: int, ref: str | None) -> None:
         """The direct answer to a message whose entry this connection's cursor has been moved past."""
         try:
             await feed.when_committed(seq)

@@ -33,8 +33,8 @@ class Subscription:
 
     def __init__(self, outbox: Outbox, feed: Feed, position: Position) -> None:
         self.outbox = outbox
-        self.refs: dict[int, str] = {}
-        """seq of a `message` that this connection sent -> the `ref` to answer with."""
+        self.refs: dict[int, str | None] = {}
+        """seq of a `message` that this connection sent and hasn't seen -> the `ref` to answer with, if any."""
         self.closed = False
         self.cursor = Cursor(feed, position, self.wake)
         self.wake()
@@ -158,7 +158,7 @@ class Outbox:
         return payloads
 
     @staticmethod
-    def _with_ref(refs: dict[int, str], frame: AnyServerFrame) -> AnyServerFrame:
+    def _with_ref(refs: dict[int, str | None], frame: AnyServerFrame) -> AnyServerFrame:
         if isinstance(frame, Message) and frame.seq in refs:
             return structs.replace(frame, ref=refs.pop(frame.seq))
         return frame

@@ -24,7 +24,7 @@ from msgspec import Struct
 from gateway.logs.log import Append, Head, Key, Log, LogUnavailable, Position, turns_left_open
 from protocol.fold import Fold
 from protocol.frames import Entry, Metadata, Snapshot, Token
-from protocol.merge import SLICE_BYTES, merge
+from protocol.merge import SLICE_BYTES, merge, size_bytes
 
 TAIL_BYTES = 65536
 """Bound of one feed's tail. A reader further behind reads the log instead."""
@@ -32,8 +32,10 @@ ENTRY_OVERHEAD_BYTES = 200
 """What an entry's objects take in memory beside its text, roughly."""
 UNCOMMITTED_BYTES = 1 << 20
 """While the log can't be written, a feed takes this much and then has no room: its session stops reading upstream."""
-READ_BYTES = 1 << 20
-"""One step of reading a whole conversation."""
+FOLD_BYTES = 1 << 17
+"""One step of reading a whole conversation; others run between two."""
+IDLE_TAIL_S = 1.0
+"""So long after its last turn a feed keeps its tail for readers that are nearly level."""
 
 
 class Slice(Struct, frozen=True):
@@ -59,7 +61,11 @@ NOTHING_NEW = Slice([], {}, whole=False)
 
 
 def _size(entry: Entry) -> int:
-    return ENTRY_OVERHEAD_BYTES + len(entry.content) if type(entry) is Token else ENTRY_OVERHEAD_BYTES
+    return ENTRY_OVERHEAD_BYTES + (len(entry.content) if type(entry) is Token else size_bytes(entry))
+
+
+def _fenced_off() -> LogUnavailable:
+    return LogUnavailable("this conversation was taken over or deleted")
 
 
 class Committer(Protocol):
@@ -81,12 +87,14 @@ class Feed:
         "_metadata",
         "_slice",
         "_slice_after",
+        "_trim_timer",
         "committed",
         "committed_epoch",
         "cursors",
         "deleted",
         "epoch",
         "fenced",
+        "handed_over",
         "inflight",
         "key",
         "open_turns",
@@ -117,6 +125,8 @@ class Feed:
         """The log refused an append: somebody else owns the conversation, or it was erased."""
         self.deleted = False
         """Readers get `deleted` after the last entry."""
+        self.handed_over = False
+        """This node stops: nothing more is appended here, and whoever reads over HTTP may go when level."""
         self._journal = journal
         self._committed_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._metadata = Metadata(timestamp=0)
@@ -124,6 +134,7 @@ class Feed:
         """While `end` waits: set by the last cursor that leaves."""
         self._slice: Slice | None = None
         self._slice_after = -1
+        self._trim_timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------ writing (the owning session only)
 
@@ -149,7 +160,8 @@ class Feed:
         if self.fenced:
             return
         urgent, seen = False, self.visible
-        for entry in entries:
+        sizes = [_size(entry) for entry in entries]  # first of all: what can't be encoded isn't taken
+        for entry, size in zip(entries, sizes, strict=True):
             if entry.seq != self.seq + 1:
                 raise AssertionError(f"entry {entry.seq} can't follow {self.seq}")
             self.seq = entry.seq
@@ -158,7 +170,6 @@ class Feed:
                     self.visible = entry.seq
             else:
                 urgent = True
-            size = _size(entry)
             self.tail.append(entry)
             self.tail_bytes += size
             self.uncommitted.append(entry)
@@ -178,10 +189,22 @@ class Feed:
         if self.committed >= seq:
             return
         if self.fenced:
-            raise LogUnavailable("this conversation was taken over or deleted")
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._committed_waiters.append((seq, waiter))
-        await waiter
+            raise _fenced_off()
+        waiting = seq, asyncio.get_running_loop().create_future()
+        self._committed_waiters.append(waiting)
+        try:
+            await waiting[1]
+        except asyncio.CancelledError:
+            if waiting in self._committed_waiters:  # else an outage of the log would gather those that left
+                self._committed_waiters.remove(waiting)
+            raise
+
+    async def when_room(self) -> None:
+        """Returns when all that was appended is in the log; raises `LogUnavailable` when nothing more will be.
+        Safe to cancel."""
+        await self.when_committed(self.seq)
+        if self.fenced:
+            raise _fenced_off()
 
     # ------------------------------------------------------------ the journal's side
 
@@ -201,6 +224,8 @@ class Feed:
 
     def written(self) -> None:
         """The entries of `take_append` are in the log."""
+        if self.fenced:  # while they were written
+            return
         seen, last = self.visible, self.inflight[-1]
         self.committed, self.committed_epoch = last.seq, last.epoch
         self.inflight = []
@@ -223,7 +248,7 @@ class Feed:
         waiters, self._committed_waiters = self._committed_waiters, []
         for _, waiter in waiters:
             if not waiter.done():
-                waiter.set_exception(LogUnavailable("this conversation was taken over or deleted"))
+                waiter.set_exception(_fenced_off())
         self._wake()
 
     def _resolve_waiters(self) -> None:
@@ -239,9 +264,12 @@ class Feed:
 
     def _trim(self) -> None:
         """Keeps the tail within its bound; what isn't committed stays, and is bounded by `has_room`."""
-        if not self.open_turns and self.committed == self.seq and all(c.position.seq == self.seq for c in self.cursors):
-            self._drop(len(self.tail))
-        elif self.tail_bytes > 2 * TAIL_BYTES:
+        if not self.open_turns and self.committed == self.seq and self._trim_timer is None:
+            if not self.cursors:
+                self._drop(len(self.tail))
+                return
+            self._trim_timer = asyncio.get_running_loop().call_later(IDLE_TAIL_S, self._trim_idle)
+        if self.tail_bytes > 2 * TAIL_BYTES:
             surplus, count = self.tail_bytes - TAIL_BYTES, 0
             for entry in self.tail:
                 if surplus <= 0 or entry.seq > self.committed:
@@ -249,6 +277,12 @@ class Feed:
                 surplus -= _size(entry)
                 count += 1
             self._drop(count)
+
+    def _trim_idle(self) -> None:
+        """Nothing comes any more: a reader that is still behind reads the log."""
+        self._trim_timer = None
+        if not self.open_turns and self.committed == self.seq:
+            self._drop(len(self.tail))
 
     def _drop(self, count: int) -> None:
         dropped, self.tail = self.tail[:count], self.tail[count:]
@@ -283,23 +317,20 @@ class Feed:
         entries = await self._journal.log.read(self.key, after, SLICE_BYTES)
         return _slice(entries) if entries else NOTHING_NEW
 
-    async def read_all(self) -> list[Entry]:
-        """Every visible entry. Raises `LogUnavailable`. Safe to cancel."""
-        entries: list[Entry] = []
-        while True:
-            after = entries[-1].seq if entries else 0
-            if after >= self.tail_start:
-                start, end = after - self.tail_start, self.visible - self.tail_start
-                return entries + self.tail[start:end]
-            more = await self._journal.log.read(self.key, after, READ_BYTES)
+    async def fold(self) -> Fold:
+        """The fold of all visible entries. Raises `LogUnavailable`. Safe to cancel."""
+        fold = Fold()
+        while fold.seq < self.tail_start:
+            more = await self._journal.log.read(self.key, fold.seq, FOLD_BYTES)
             if not more:
-                return entries  # erased while it was read
-            entries += more
+                return fold  # erased while it was read
+            fold.apply_all(more)
+        fold.apply_all(self.tail[fold.seq - self.tail_start : max(0, self.visible - self.tail_start)])
+        return fold
 
     async def snapshot(self) -> Snapshot:
-        """The fold of all visible entries, with its cursor. Raises `LogUnavailable`. Safe to cancel."""
-        fold = Fold()
-        fold.apply_all(await self.read_all())
+        """What the visible entries say, with their cursor. Raises `LogUnavailable`. Safe to cancel."""
+        fold = await self.fold()
         return Snapshot(
             conversation_id=self.key.conversation_id,
             seq=fold.seq,
@@ -320,6 +351,8 @@ class Feed:
 
     def head(self) -> Position:
         """The cursor of the last visible entry."""
+        if not self.visible:
+            return Position(0, 0)
         if self.visible > self.tail_start:
             return Position(self.visible, self.tail[self.visible - self.tail_start - 1].epoch)
         return Position(self.visible, self.committed_epoch)
@@ -343,9 +376,18 @@ class Feed:
                 async with asyncio.timeout(grace_s):
                     await self._empty.wait()
 
+    def hand_over(self) -> None:
+        """This node's part is over; the next owner's entries won't come through this feed."""
+        self.handed_over = True
+        self._wake()
+
     def _wake(self) -> None:
         for cursor in self.cursors:
             cursor.wake()
+
+
+def _nobody() -> None:
+    """Wakes nobody: a closed cursor holds nothing of its reader."""
 
 
 class Cursor:
@@ -385,3 +427,4 @@ class Cursor:
 
     def close(self) -> None:
         self.feed.detach(self)
+        self.wake = _nobody

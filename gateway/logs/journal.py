@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
 
 from gateway.logs.feed import Feed
-from gateway.logs.log import Key, Log, LogUnavailable
+from gateway.logs.log import Append, Key, Log, LogUnavailable
 
 TOKEN_DELAY_S = 0.02
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
 
 log_lines = structlog.get_logger(__name__)
+
+
+def forget(tasks: dict[Key, asyncio.Task[Any]], key: Key, task: asyncio.Task[Any]) -> None:
+    """Done callback of a task that many may wait for. If all of them are gone nobody else hears of its exception."""
+    tasks.pop(key, None)
+    if not task.cancelled():
+        task.exception()
 
 
 class Journal:
@@ -60,13 +68,17 @@ class Journal:
         opening = self._opening.get(key)
         if opening is None:
             opening = self._opening[key] = asyncio.create_task(self._load(key))
-            opening.add_done_callback(lambda _: self._opening.pop(key, None))
+            opening.add_done_callback(lambda task: forget(self._opening, key, task))
         return await asyncio.shield(opening)
 
     async def _load(self, key: Key) -> Feed:
         head = await self.log.head(key)
         feed = self._feeds[key] = Feed(key, head, self)
         return feed
+
+    def known(self, key: Key) -> Feed | None:
+        """Its feed, if somebody holds one."""
+        return self._feeds.get(key)
 
     def forget(self, feed: Feed) -> None:
         """The conversation begins anew: who opens it next gets another feed."""
@@ -107,7 +119,7 @@ class Journal:
         batch = {feed: append for feed in feeds if (append := feed.take_append()) is not None}
         while batch:
             try:
-                results = await self.log.commit(list(batch.values()))
+                results = await self._commit(list(batch.values()))
             except LogUnavailable as problem:
                 self._unavailable(problem)
                 if self._closing:
@@ -126,6 +138,18 @@ class Journal:
                 if feed.uncommitted:
                     self.due(feed, urgent=feed.visible < feed.seq)
             return
+
+    async def _commit(self, batch: list[Append]) -> list[bool]:
+        """As the log's `commit`. An append that no log can take costs its own conversation, and no other."""
+        try:
+            return await self.log.commit(batch)
+        except LogUnavailable:
+            raise
+        except Exception:
+            if len(batch) == 1:
+                log_lines.exception("an append can't be written", conversation_id=batch[0].key.conversation_id)
+                return [False]
+            return [written for append in batch for written in await self._commit([append])]
 
     def _unavailable(self, problem: LogUnavailable) -> None:
         if self.available:

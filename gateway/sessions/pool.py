@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import takewhile
 from typing import Any
 
 import structlog
 from msgspec import UnsetType
 
-from gateway.logs.journal import Journal
+from gateway.logs.journal import Journal, forget
 from gateway.logs.log import Key, LogUnavailable
 from gateway.sessions.session import Acknowledged, Outcome, Session
 from gateway.sessions.states import State
 from gateway.sessions.turn import Engine, TurnRun
 from gateway.settings import Limits
 from protocol.codes import ErrorCode, Refusal
-from protocol.fold import Fold
 from protocol.frames import ChatMessage, Error
 
 RECOVER_AT_ONCE = 32
 """Conversations that are loaded side by side when the gateway starts with turns left open."""
 DELETE_GRACE_S = 1.0
 """How long readers that are behind may take to see the end of a conversation before it is erased."""
+
+CLOSE_WITHIN_S = 3.0
+"""How long `close` waits for what was begun: while the log can't be written a deletion has no end."""
 
 log_lines = structlog.get_logger(__name__)
 
@@ -68,13 +71,20 @@ class SessionPool:
         """Appends a message; its entry is the acknowledgement. Raises `Refusal`; then nothing was appended."""
         session = await self.session(key)
         if frame.message_id is None or session.fold.by_message_id(frame.message_id) is None:
-            self._admit()
+            self._admit(session)
             await self._engine.context.admit(frame)
             # While its tokens were counted the session may have been evicted or deleted.
             session = await self.session(key)
         return session, session.submit(frame, max_queued=self._engine.log_settings.max_queued)
 
-    def _admit(self) -> None:
+    def _admit(self, session: Session) -> None:
+        try:
+            self._check_room()
+        except Refusal:
+            self._forget_if_empty(session)
+            raise
+
+    def _check_room(self) -> None:
         if self.draining:
             raise Refusal(
                 ErrorCode.OVERLOADED, "This node is about to stop. Connect again and resend.", retry_after_s=1
@@ -106,15 +116,15 @@ class SessionPool:
         whether or not the caller waits. Raises `Refusal` when the log can't be written."""
         deleting = self._deleting.get(key)
         if deleting is None:
-            session = await self.session(key)
-            deleting = self._deleting[key] = asyncio.create_task(self._delete(session), name="delete")
-            deleting.add_done_callback(lambda _: self._deleting.pop(key, None))
+            deleting = self._deleting[key] = asyncio.create_task(self._delete(key), name="delete")
+            deleting.add_done_callback(lambda task: forget(self._deleting, key, task))
         try:
             await asyncio.shield(deleting)
         except LogUnavailable:
             raise _log_unreadable() from None
 
-    async def _delete(self, session: Session) -> None:
+    async def _delete(self, key: Key) -> None:
+        session = await self._loaded(key)
         feed = session.feed
         session.draining = True
         session.cancel_all()
@@ -127,6 +137,7 @@ class SessionPool:
 
     def _drop(self, session: Session) -> None:
         """Nothing can be appended through this session any more; whoever comes next starts from the log."""
+        session.hand_over()
         session.feed.refused()
         self.journal.forget(session.feed)
         if self._sessions.get(session.feed.key) is session:
@@ -135,22 +146,31 @@ class SessionPool:
     # ------------------------------------------------------------ sessions
 
     async def session(self, key: Key) -> Session:
-        """The session of a conversation, whether or not that exists yet. Raises `Refusal` (`OVERLOADED`)."""
-        while (deleting := self._deleting.get(key)) is not None:
-            await asyncio.wait([deleting])
-        session = self._sessions.get(key)
-        if session is not None and session.feed.fenced:
-            self._drop(session)
-            session = None
-        if session is None:
+        """The session of a conversation, whether or not that exists yet. Raises `Refusal` (`OVERLOADED`).
+
+        It is in the pool when this returns. Decide with it before anything is awaited: later it may be gone.
+        """
+        try:
+            while True:
+                session = await self._loaded(key)
+                deleting = self._deleting.get(key)
+                if deleting is None:
+                    return session
+                await asyncio.wait([deleting])
+        except LogUnavailable:
+            raise _log_unreadable() from None
+
+    async def _loaded(self, key: Key) -> Session:
+        # What was loaded may be gone when a waiter's turn comes, so it is looked for again: one conversation never
+        # has two sessions.
+        while (session := self._sessions.get(key)) is None or session.feed.fenced:
+            if session is not None:
+                self._drop(session)
             loading = self._loading.get(key)
             if loading is None:
                 loading = self._loading[key] = asyncio.create_task(self._load(key), name="load session")
-                loading.add_done_callback(lambda _: self._loading.pop(key, None))
-            try:
-                session = await asyncio.shield(loading)
-            except LogUnavailable:
-                raise _log_unreadable() from None
+                loading.add_done_callback(lambda task: forget(self._loading, key, task))
+            await asyncio.shield(loading)
         self._touch(session)
         return session
 
@@ -163,9 +183,9 @@ class SessionPool:
 
     async def _load(self, key: Key) -> Session:
         feed = await self.journal.open(key)
-        fold = Fold()
-        fold.apply_all(await feed.read_all())
+        fold = await feed.fold()
         session = self._sessions[key] = Session(feed, fold, self._engine, self._start)
+        session.last_active = self._loop.time()
         session.draining = self.draining
         # A session with an open turn is never evicted: whoever ran this one is gone.
         session.resume(lost=self.journal.log.unclean)
@@ -194,6 +214,8 @@ class SessionPool:
     def _ended(self, task: asyncio.Task[None]) -> None:
         run, session = self._runs.pop(task)
         self._touch(session)
+        if session.run is run:  # it left: the conversation isn't ours any more, and will be dropped
+            session.run = None
         metrics = self._engine.metrics
         metrics.stream_ended(OUTCOMES.get(run.state, "left"), self._loop.time() - run.started_at, run.tokens)
         if isinstance(run.turn.end, Error):
@@ -218,7 +240,10 @@ class SessionPool:
 
         async def recover(key: Key) -> None:
             async with gate:
-                await self.session(key)
+                try:
+                    await self._loaded(key)
+                except Exception:  # the others go on
+                    log_lines.exception("a turn left open couldn't be taken over", conversation_id=key.conversation_id)
 
         await asyncio.gather(*(recover(key) for key in keys))
 
@@ -232,14 +257,21 @@ class SessionPool:
             session.hand_over()
         if self._runs:
             await asyncio.wait(list(self._runs))
+        for session in list(self._sessions.values()):
+            session.feed.hand_over()
 
     async def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
         await self.drain(0)
-        if self._deleting:
-            await asyncio.wait(list(self._deleting.values()))
+        begun = [*self._loading.values(), *self._deleting.values()]
+        if begun:
+            _, stuck = await asyncio.wait(begun, timeout=CLOSE_WITHIN_S)
+            for task in stuck:
+                task.cancel()
+            if stuck:
+                await asyncio.wait(stuck)
 
     async def _sweep(self) -> None:
         settings, model_settings = self._engine.log_settings, self._engine.model_settings
@@ -249,47 +281,58 @@ class SessionPool:
         while True:
             await asyncio.sleep(tick_s)
             now = self._loop.time()
-            self.evict(now - idle_s)
-            if grace_s >= 0:
-                self.end_orphans(now, grace_s)
-            if settings.retention_s and now >= expire_at:
-                expire_at = now + min(60.0, settings.retention_s / 4)
-                await self._expire(settings.retention_s)
+            try:
+                self.evict(now - idle_s)
+                if grace_s >= 0:
+                    self.end_orphans(now, grace_s)
+                if settings.retention_s and now >= expire_at:
+                    expire_at = now + min(60.0, settings.retention_s / 4)
+                    await self.expire(settings.retention_s)
+            except LogUnavailable as problem:
+                log_lines.error("expired conversations couldn't be removed", problem=str(problem))
+            except Exception:
+                log_lines.exception("the pool's sweep failed by a bug")
 
     def evict(self, before: float) -> int:
         """Drops sessions that have been idle since `before` (loop time). Returns how many."""
-        idle = []
-        for key, session in self._sessions.items():
-            if session.last_active > before:
-                break
-            if session.idle and session.feed.committed == session.feed.seq:
-                idle.append(key)
-        for key in idle:
-            del self._sessions[key]
-        return len(idle)
+        evicted = 0
+        for key, session in list(takewhile(lambda item: item[1].last_active <= before, self._sessions.items())):
+            if session.feed.fenced:
+                self._drop(session)
+            elif session.idle and session.feed.committed == session.feed.seq:
+                del self._sessions[key]
+                evicted += 1
+            else:
+                self._touch(session)  # an open turn is activity
+        return evicted
 
     def end_orphans(self, now: float, grace_s: float) -> None:
         """Cancels turns that nobody has read for `grace_s`, unless they wait for a client's results."""
         for run, session in list(self._runs.values()):
-            if session.feed.cursors or run.waits_for_client or session.run is not run:
+            if session.run is not run:
+                continue
+            if session.feed.cursors or run.waits_for_client:
                 session.orphan_since = None
             elif session.orphan_since is None:
                 session.orphan_since = now
-            if session.orphan_since is not None and now - session.orphan_since >= grace_s:
+            elif now - session.orphan_since >= grace_s:
                 session.cancel(run.turn.turn_id)
 
-    async def _expire(self, retention_s: float) -> None:
-        try:
-            expired = await self.journal.log.expire(int((time.time() - retention_s) * 1000))
-        except LogUnavailable as problem:
-            log_lines.error("expired conversations couldn't be removed", problem=str(problem))
-            return
-        for key in expired:
+    async def expire(self, retention_s: float) -> None:
+        """Erases conversations that were last written so long ago. Raises `LogUnavailable`."""
+        log = self.journal.log
+        for key in await log.expire(int((time.time() - retention_s) * 1000)):
+            feed = self.journal.known(key)
+            if feed is None or not feed.committed:
+                continue
+            head = await log.head(key)
+            if head.seq and head.epoch == feed.committed_epoch:
+                continue  # it began anew meanwhile
             session = self._sessions.get(key)
-            feed = session.feed if session else await self.journal.open(key)
+            if session is not None and session.feed is feed:
+                self._drop(session)
             feed.refused()
             self.journal.forget(feed)
-            self._sessions.pop(key, None)
             await feed.end(0)
 
 

@@ -14,7 +14,7 @@ from msgspec import UnsetType, structs
 
 from gateway.context.manager import Compaction
 from gateway.logs.feed import Feed
-from gateway.sessions.calls import WholeCall
+from gateway.sessions.calls import WholeCall, same_json
 from gateway.sessions.states import Event
 from gateway.sessions.turn import Engine, TurnRun
 from protocol.codes import ErrorCode, Refusal
@@ -118,7 +118,7 @@ class Session:
             last = next(reversed(self.fold.turns), None)
             if turn_id is not None or last is None:
                 return Outcome("not_found", turn_id, 0)
-            return Outcome("already_done", last, 0)
+            turn = self.fold.turns[last]
         if turn.end is not None:
             return Outcome("already_done", turn.turn_id, turn.end.seq)
         self._stop(turn, Event.CANCEL)
@@ -131,13 +131,13 @@ class Session:
 
         Raises `Refusal`: `NOT_FOUND` for a call that never was, `CALL_CLOSED` for a late or a different answer.
         """
-        turn = next((turn for turn in self.fold.turns.values() if call_id in turn.calls), None)
+        turn = self.fold.by_call_id(call_id)
         if turn is None:
             raise Refusal(ErrorCode.NOT_FOUND, "This conversation has no such call. Use a function_call's call_id.")
         call = turn.calls[call_id]
         if not call.open:
-            if (call.result, call.error) == (result, error):
-                return 0
+            if call.error == error and same_json(call.result, result):
+                return self.feed.seq
             raise Refusal(ErrorCode.CALL_CLOSED, "This call already has another answer.")
         if turn.end is not None:
             raise Refusal(ErrorCode.CALL_CLOSED, "The turn of this call has ended.")
@@ -183,7 +183,7 @@ class Session:
     def advance(self) -> None:
         """Starts the first open turn unless one runs."""
         turn = self.fold.current()
-        if turn is None or self.run is not None or self.draining:
+        if turn is None or self.run is not None or self.draining or self.feed.fenced:
             return
         self.run = TurnRun(self, turn, self._engine)
         self.orphan_since = None

@@ -209,7 +209,7 @@ class TurnRun:
                     rearm_at = now + 0.125 * token_timeout_s
                 if not self._host.feed.has_room:
                     deadline.reschedule(None)
-                    await self._host.feed.when_committed(self._host.feed.seq)
+                    await self._host.feed.when_room()
                     rearm_at = 0.0
                     deadline.reschedule(self._loop.time() + token_timeout_s)
 

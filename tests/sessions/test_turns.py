@@ -108,7 +108,7 @@ async def test_cancel_again_and_cancel_of_nothing() -> None:
         assert (await node.pool.cancel(KEY, None)).outcome == "not_found"
         frames = await node.ask()
         turn_id = frames[0].turn_id
-        assert await node.pool.cancel(KEY, None) == ("already_done", turn_id, 0)
+        assert await node.pool.cancel(KEY, None) == ("already_done", turn_id, 2)
         assert (await node.pool.cancel(KEY, turn_id)).outcome == "already_done"
         assert (await node.pool.cancel(KEY, "t_other")).outcome == "not_found"
         assert [e.seq for e in await node.entries()] == [1, 2]

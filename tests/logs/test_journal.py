@@ -1,0 +1,289 @@
+"""The journal over a log that fails: nothing is lost, nothing is written twice, and nobody waits in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import structlog
+
+from gateway.logs import journal as journals
+from gateway.logs.feed import Feed
+from gateway.logs.journal import Journal
+from gateway.logs.log import Head, Key, LogUnavailable
+from protocol.frames import Token
+from tests.support.faults import FaultLog, ask, end, say
+
+KEY, OTHER = Key("o", "c1"), Key("o", "c2")
+
+
+@asynccontextmanager
+async def running(log: FaultLog, **settings: Any) -> AsyncIterator[Journal]:
+    await log.open()
+    journal = Journal(log, **settings)
+    journal.start()
+    try:
+        yield journal
+    finally:
+        log.gate.set()
+        log.down = False
+        await journal.close()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "RETRY_FIRST_S", 0.002)
+    monkeypatch.setattr(journals, "RETRY_MOST_S", 0.01)
+
+
+async def seqs(log: FaultLog, key: Key = KEY) -> list[int]:
+    return [entry.seq for entry in await log.read(key, 0, 1 << 30)]
+
+
+async def test_what_comes_in_one_turn_of_the_loop_shares_a_commit() -> None:
+    log = FaultLog()
+    async with running(log) as journal:
+        feeds = [await journal.open(Key("o", f"c{i}")) for i in range(20)]
+        for feed in feeds:
+            ask(feed)
+            say(feed, "a")
+        await asyncio.gather(*(feed.when_committed(2) for feed in feeds))
+        assert (journal.commits, journal.waiting) == (1, 0)
+
+
+async def test_tokens_wait_a_little_and_never_for_ever() -> None:
+    log = FaultLog()
+    async with running(log, token_delay_s=0.02) as journal:
+        feed = await journal.open(KEY)
+        ask(feed)
+        await feed.when_committed(1)
+        for number in range(20):
+            say(feed, "x")
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+        assert (feed.visible, feed.committed) == (21, 1)
+        async with asyncio.timeout(5):
+            await feed.when_committed(21)
+        assert journal.commits == 2
+
+
+async def test_what_comes_during_a_slow_commit_goes_with_the_next() -> None:
+    log = FaultLog()
+    async with running(log) as journal:
+        feed = await journal.open(KEY)
+        ask(feed)
+        log.gate.clear()
+        await log.asked.wait()
+        say(feed, "a", "b")
+        end(feed)
+        other = await journal.open(OTHER)
+        ask(other)
+        assert (feed.visible, await seqs(log)) == (0, [])
+        log.gate.set()
+        await asyncio.gather(feed.when_committed(4), other.when_committed(1))
+        assert (journal.commits, await seqs(log)) == (2, [1, 2, 3, 4])
+
+
+async def test_an_outage_is_buffered_and_said_once() -> None:
+    log = FaultLog()
+    with structlog.testing.capture_logs() as lines:
+        async with running(log) as journal:
+            feed = await journal.open(KEY)
+            log.down = True
+            ask(feed)
+            while log.commits < 4:
+                await asyncio.sleep(0.001)
+            assert (journal.available, feed.visible) == (False, 0)
+            say(feed, "a")
+            log.down = False
+            await feed.when_committed(1)
+            assert (journal.available, feed.visible) == (True, 2)
+            end(feed)
+            await feed.when_committed(3)
+            log.down = False
+            assert await seqs(log) == [1, 2, 3]
+    assert [line["event"] for line in lines] == [
+        "log can't be written; buffering and trying again",
+        "log can be written again",
+    ]
+
+
+async def test_a_commit_whose_answer_got_lost_isnt_written_twice() -> None:
+    log = FaultLog()
+    async with running(log) as journal:
+        feed = await journal.open(KEY)
+        log.lose_answer = True
+        ask(feed)
+        say(feed, "a")
+        await feed.when_committed(2)
+        assert (log.commits, await seqs(log), feed.fenced) == (2, [1, 2], False)
+
+
+async def test_a_fenced_feed_is_forgotten_and_the_others_go_on() -> None:
+    log = FaultLog()
+    async with running(log) as journal:
+        feed, other = await journal.open(KEY), await journal.open(OTHER)
+        ask(feed)
+        await feed.when_committed(1)
+        await log.erase(KEY)
+        end(feed)
+        ask(other)
+        with pytest.raises(LogUnavailable):
+            await feed.when_committed(2)
+        await other.when_committed(1)
+        assert (feed.fenced, other.fenced) == (True, False)
+        again = await journal.open(KEY)
+        assert again is not feed
+        assert (again.seq, again.stale) == (0, True)
+
+
+async def test_an_append_that_cant_be_written_costs_only_its_own_conversation() -> None:
+    log = FaultLog()
+    log.poison = "poison"
+    with structlog.testing.capture_logs() as lines:
+        async with running(log) as journal:
+            feed, other = await journal.open(KEY), await journal.open(OTHER)
+            ask(feed, "poison")
+            ask(other)
+            await other.when_committed(1)
+            with pytest.raises(LogUnavailable):
+                await feed.when_committed(1)
+            assert (feed.fenced, await seqs(log), await seqs(log, OTHER)) == (True, [], [1])
+            end(other)
+            await other.when_committed(2)
+    assert [line["event"] for line in lines] == ["an append can't be written"]
+
+
+async def test_a_feed_that_is_dropped_while_it_is_written() -> None:
+    log = FaultLog()
+    async with running(log) as journal:
+        feed, other = await journal.open(KEY), await journal.open(OTHER)
+        ask(feed)
+        log.gate.clear()
+        await log.asked.wait()
+        feed.refused()
+        log.gate.set()
+        ask(other)
+        await other.when_committed(1)
+        assert feed.committed == 0
+
+
+async def test_closing_writes_what_is_due() -> None:
+    log = FaultLog()
+    async with running(log, token_delay_s=60) as journal:
+        feed = await journal.open(KEY)
+        ask(feed)
+        await feed.when_committed(1)
+        say(feed, "a", "b")
+    assert await seqs(log) == [1, 2, 3]
+
+
+async def test_closing_doesnt_wait_for_a_log_that_is_gone() -> None:
+    log = FaultLog()
+    await log.open()
+    journal = Journal(log)
+    journal.start()
+    feed = await journal.open(KEY)
+    log.down = True
+    ask(feed)
+    with structlog.testing.capture_logs() as lines:
+        async with asyncio.timeout(5):
+            await journal.close()
+    assert lines[-1]["event"] == "stopping with entries that the log didn't take"
+
+
+# ---------------------------------------------------------------- feeds
+
+
+async def test_openers_share_a_feed_that_lives_as_long_as_somebody_holds_it() -> None:
+    log = FaultLog()
+    async with running(log) as journal:
+        one, two = await asyncio.gather(journal.open(KEY), journal.open(KEY))
+        assert one is two is journal.known(KEY)
+        ask(one)
+        say(one, "a")
+        await one.when_committed(2)
+        del one, two
+        gc.collect()
+        assert journal.known(KEY) is None
+        assert (await journal.open(KEY)).seq == 2
+
+
+async def test_unwritten_entries_keep_their_feed_alive() -> None:
+    log = FaultLog()
+    async with running(log) as journal:
+        ask(await journal.open(KEY))
+        gc.collect()
+        feed = journal.known(KEY)
+        assert feed is not None
+        await feed.when_committed(1)
+
+
+async def test_an_opener_that_leaves_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = FaultLog()
+    gate = asyncio.Event()
+
+    async def slow_head(key: Key) -> Head:
+        await gate.wait()
+        log._check_up()
+        return Head()
+
+    monkeypatch.setattr(log, "head", slow_head)
+    async with running(log) as journal:
+        left = asyncio.create_task(journal.open(KEY))
+        stays = asyncio.create_task(journal.open(KEY))
+        await asyncio.sleep(0)
+        left.cancel()
+        gate.set()
+        assert isinstance(await stays, Feed)
+        # A failure that nobody waits for any more is no warning either.
+        gate.clear()
+        log.down = True
+        left = asyncio.create_task(journal.open(OTHER))
+        await asyncio.sleep(0)
+        left.cancel()
+        gate.set()
+        await asyncio.sleep(0.01)
+        gc.collect()
+        log.down = False
+        assert (await journal.open(OTHER)).seq == 0
+
+
+async def test_many_feeds_over_a_flapping_log_lose_and_double_nothing() -> None:
+    log = FaultLog()
+    async with running(log, token_delay_s=0.001) as journal:
+        feeds = [await journal.open(Key("o", f"c{i}")) for i in range(10)]
+
+        async def write(feed: Feed) -> None:
+            for number in range(30):
+                turn = f"t{number}"
+                ask(feed, turn_id=turn)
+                say(feed, "a", "b", turn_id=turn)
+                await asyncio.sleep(0)
+                end(feed, turn)
+                if number % 5 == 0:
+                    await feed.when_committed(feed.seq)
+
+        async def flap() -> None:
+            while True:
+                log.down = not log.down
+                log.lose_answer = not log.down
+                await asyncio.sleep(0.003)
+
+        with structlog.testing.capture_logs():
+            flapping = asyncio.create_task(flap())
+            async with asyncio.timeout(20):
+                await asyncio.gather(*map(write, feeds))
+            flapping.cancel()
+            await asyncio.wait([flapping])
+            log.down = log.lose_answer = False
+            await asyncio.gather(*(feed.when_committed(feed.seq) for feed in feeds))
+        for feed in feeds:
+            entries = await log.read(feed.key, 0, 1 << 30)
+            assert [entry.seq for entry in entries] == list(range(1, 121))
+            assert sum(isinstance(entry, Token) for entry in entries) == 60
+            assert not feed.fenced
