@@ -32,10 +32,11 @@ from gateway.logs.log import Log, LogUnavailable
 from gateway.logs.opening import open_log
 from gateway.models.demo import Demo
 from gateway.models.model import Model
+from gateway.sessions.generation import Engine
 from gateway.sessions.pool import SessionPool
-from gateway.sessions.turn import Engine
 from gateway.settings import Settings, Upstream
 from gateway.telemetry.metrics import Metrics
+from gateway.tools.toolbox import make_toolbox
 from protocol.codes import CloseCode, ErrorCode, Refusal
 from protocol.frames import Welcome
 
@@ -77,7 +78,8 @@ class Gateway:
         self.journal = Journal(self.log)
         context = ContextManager(settings.model, Summarizer(self.model, settings.model.summary_model))
         context.preload()
-        engine = Engine(self.model, context, settings.model, settings.log, self.metrics)
+        self.toolbox = make_toolbox(settings.tools)
+        engine = Engine(self.model, context, self.toolbox, settings.model, settings.log, self.metrics)
         self.pool = SessionPool(self.journal, engine, settings.limits)
         self.authenticator: Authenticator = NoAuthentication()
         self.gate = Gate(settings.who.allowed_origins, any_host=settings.who.auth != "none")
@@ -101,6 +103,7 @@ class Gateway:
         """Opens the log and takes over what the last run left open. Raises `LogUnavailable`."""
         await self.log.open()
         self.journal.start()
+        await self.toolbox.open()
         await self.pool.start()
 
     async def ready(self) -> str | None:
@@ -193,6 +196,7 @@ class Gateway:
 
     async def close(self) -> None:
         await self.pool.close()
+        await self.toolbox.close()
         await self.journal.close()
         await self.log.close()
         await self.model.close()

@@ -47,6 +47,8 @@ class TurnFold:
     pieces_from: int = 0
     """The entry of the first of `pieces`."""
     calls: dict[str, FoldedCall] = field(default_factory=dict)
+    approved: set[str] = field(default_factory=set)
+    """Calls that waited for the user's approval and got it: they were logged again, with `runs` `gateway`."""
     end: Done | Error | None = None
     keep_seq: int = 0
     """The last entry of a finished round: what a `restart` keeps."""
@@ -80,8 +82,12 @@ class TurnFold:
                     self.pieces = ["".join(self.pieces)]
                 self.pieces.append(entry.content)
             case FunctionCall():
-                self.settle()
                 self.keep_seq = entry.seq
+                if (asked := self.calls.get(entry.call_id)) is not None:
+                    self.calls[entry.call_id] = structs.replace(asked, runs=entry.runs)
+                    self.approved.add(entry.call_id)
+                    return
+                self.settle()
                 self.calls[entry.call_id] = FoldedCall(
                     call_id=entry.call_id,
                     name=entry.name,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     {"protocol"},
     {"gateway.errors", "gateway.settings", "gateway.telemetry"},
-    {"gateway.context", "gateway.logs", "gateway.models"},
+    {"gateway.context", "gateway.logs", "gateway.models", "gateway.tools"},
     {"gateway.sessions"},
     {"gateway.edge"},
     {"gateway.app", "gateway.terminal", "gateway.terminal_page"},

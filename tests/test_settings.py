@@ -14,7 +14,8 @@ from gateway.settings.table import settings_table
 
 README = Path(__file__).parent.parent / "README.md"
 
-# contract.md, "Command line and settings"; INSECURE is the flag of the same name.
+# contract.md, "Command line and settings"; INSECURE is the flag of the same name, `tools` came with function calls. The contract allows more:
+# MODEL_WINDOW, SYSTEM_PROMPT and CLIENT_SYSTEM are such.
 CONTRACT: dict[str, dict[str, Any]] = {
     "serving": {
         "host": "127.0.0.1",
@@ -43,7 +44,10 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "summary_model": "demo",
         "embedding_model": None,
         "max_context_tokens": 8000,
+        "model_window": 0,
         "max_tools": 16,
+        "system_prompt": "",
+        "client_system": "allow",
         "first_token_timeout_s": 60,
         "token_timeout_s": 30,
         "function_timeout_s": 300,
@@ -51,6 +55,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "openai_api_key": None,
         "openai_base_url": None,
     },
+    "tools": {"tool_concurrency": 16, "http": {}, "mcp": {}},
     "who": {
         "auth": "none",
         "jwt_secret": None,
@@ -170,6 +175,10 @@ def test_origins(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("DRAIN_S", "nan", "CONVOBASE_DRAIN_S is 'nan', which isn't right: give a number of seconds, at least 0."),
         ("DRAIN_S", "inf", "CONVOBASE_DRAIN_S is 'inf', which isn't right: give a number of seconds, at least 0."),
         ("ORPHAN_GRACE_S", "-2", "CONVOBASE_ORPHAN_GRACE_S is '-2', which isn't right: give -1 or a number of "),
+        ("MODEL_WINDOW", "100", "CONVOBASE_MODEL_WINDOW is '100', which isn't right: give 0, or a whole number of at"),
+        ("SYSTEM_PROMPT", "It is {dat}", "CONVOBASE_SYSTEM_PROMPT is 'It is {dat}', which isn't right: give a text whose"),
+        ("SYSTEM_PROMPT", "{claims.a.b}", "CONVOBASE_SYSTEM_PROMPT is '{claims.a.b}', which isn't right: give a text"),
+        ("CLIENT_SYSTEM", "ask", "CONVOBASE_CLIENT_SYSTEM is 'ask', which isn't right: give allow or refuse."),
         ("LOG_FORMAT", "xml", "CONVOBASE_LOG_FORMAT is 'xml', which isn't right: give console or json."),
         ("LOG_URL", "sqlite:", "CONVOBASE_LOG_URL is 'sqlite:', which isn't right: give sqlite:PATH or memory:."),
         ("LOG_URL", "mysql://u:hush@h", "CONVOBASE_LOG_URL isn't right: give sqlite:PATH or memory:."),

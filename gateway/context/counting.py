@@ -27,6 +27,8 @@ EncodingName = Literal["o200k_base", "cl100k_base"]
 PIECE_CHARS = 20_000
 INLINE_CHARS = 4_000
 """Texts that together are shorter are counted on the event loop: 2 ms at the very worst."""
+LOOK_UP_CHARS = 64_000
+"""Texts that together are shorter are looked up on the event loop first: 0.1 ms."""
 ENTRY_BYTES = 200
 """What one cached count costs: digest, integer, and their place in an ordered dict (measured: 160)."""
 
@@ -146,13 +148,24 @@ class TokenCounter:
         return total
 
     async def count_many(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without holding up the event loop: long ones are counted in a thread.
+        """Tokens of each text, without holding up the event loop: what is new and long is counted in a thread.
 
         Cancelling it is safe; a count that runs already runs to its end and is remembered.
         """
-        if _ENCODINGS.has(self.encoding) and sum(map(len, texts)) <= INLINE_CHARS:
-            return [self.count(text) for text in texts]
-        return await asyncio.to_thread(lambda: [self.count(text) for text in texts])
+        if sum(map(len, texts)) > LOOK_UP_CHARS:
+            return await asyncio.to_thread(self._count_all, texts)
+        counts = [self._recall(_digest(text)) for text in texts]
+        unknown = [text for text, count in zip(texts, counts, strict=True) if count is None]
+        if not unknown:
+            return [count for count in counts if count is not None]
+        if _ENCODINGS.has(self.encoding) and sum(map(len, unknown)) <= INLINE_CHARS:
+            counted = iter(self._count_all(unknown))
+        else:
+            counted = iter(await asyncio.to_thread(self._count_all, unknown))
+        return [next(counted) if count is None else count for count in counts]
+
+    def _count_all(self, texts: Sequence[str]) -> list[int]:
+        return [self.count(text) for text in texts]
 
     def _recall(self, key: bytes) -> int | None:
         with self._lock:

@@ -9,42 +9,39 @@ every turn. What was decided becomes a `context` entry: the next call, and the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 
 import structlog
 
-from gateway.context.counting import TokenCounter
-from gateway.context.history import turn_messages
-from gateway.context.prompt import system_prompt
+from gateway.context.budget import Budget, Budgets, Part, parts
+from gateway.context.prompt import NO_CLAIMS, SystemPrompt
+from gateway.context.selection import ToolSelector
 from gateway.context.summary import Summarizer, SummaryFailed
-from gateway.context.window import (
-    REPLY_PRIMING,
-    answer_reserve,
-    message_framing,
-    message_texts,
-    tool_framing,
-    tool_texts,
-)
+from gateway.context.window import REPLY_PRIMING, tool_framing, tool_texts
 from gateway.models.model import ModelRequest
 from gateway.settings import Upstream
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import Fold, TurnFold
-from protocol.frames import ChatMessage, Compacted, Memory, Options
+from protocol.frames import ChatMessage, Compacted, Memory, Options, Tool
 
 KEEP_SHARE = 0.5
 """After a compression the turns that stay word for word take at most this share of what history may take."""
 SUMMARY_SHARE = 0.25
-"""The summary may take this share of the budget, and a summary call reads at most twice as much at once."""
+"""The summary may take this share of the budget."""
+READ_SHARE = 0.4
+"""A summary call reads so much new at once: with the summary before and the one after it stays within the budget."""
+LEAST_SUMMARY_TOKENS = 32
+"""Into less nothing worth keeping can be written: the turns are left out without asking a model."""
+HEADING_TOKENS = 32
+"""Kept for what stands around a summary: its heading, its message, and the notice of a gap."""
+GAP_NOTICE = "Some messages after that were left out; their content isn't known to you."
+RECENT_TURNS = 8
+"""A tool called in one of these is called lately."""
 
 log_lines = structlog.get_logger(__name__)
-
-
-class Part(NamedTuple):
-    """Chat messages and what they cost in tokens."""
-
-    messages: Sequence[dict[str, Any]]
-    tokens: int
 
 
 class Layout(NamedTuple):
@@ -78,125 +75,187 @@ class Prepared(NamedTuple):
     compaction: Compaction | None
 
 
-class ContextManager:
-    """Shared by all turns of a node."""
+Prompt: TypeAlias = Callable[[Memory | None], Awaitable[Part]]
+"""The system prompt around a memory, with its cost."""
 
-    def __init__(self, settings: Upstream, summarizer: Summarizer) -> None:
+
+class ContextManager:
+    """Shared by all turns of a node. `now` is Unix seconds, for the date in prompts."""
+
+    def __init__(
+        self,
+        settings: Upstream,
+        summarizer: Summarizer,
+        selector: ToolSelector | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._settings = settings
         self._summarizer = summarizer
-        self._room = settings.max_context_tokens - answer_reserve(settings.max_context_tokens)
-        self._counters: dict[str, TokenCounter] = {}
+        self._selector = selector or ToolSelector(settings.max_tools)
+        self._now = now
+        self._prompt = SystemPrompt(settings.system_prompt)
+        self._budgets = Budgets(settings)
 
     def preload(self) -> None:
         """Starts to load the vocabulary, so that the first turn doesn't wait for it."""
-        self._counter(self._settings.model).preload()
+        self._budgets.of(self._settings.model).counter.preload()
 
     async def admit(self, frame: ChatMessage) -> None:
-        """Raises `Refusal` (`CONTEXT_TOO_LARGE`) for a message that can't fit even alone. Safe to cancel."""
-        texts = [frame.message, frame.system or "", *tool_texts(frame.tools or ())]
-        if sum(map(len, texts)) <= self._room:
+        """Raises `Refusal`: `BAD_FRAME` for a `system` where clients may not set one, `CONTEXT_TOO_LARGE` for a
+        message that can't fit even alone. Safe to cancel."""
+        if frame.system is not None and self._settings.client_system == "refuse":
+            raise Refusal(ErrorCode.BAD_FRAME, "`system` is set by this gateway's operator; leave it out.")
+        budget = self._budgets.of(frame.model or self._settings.model)
+        tools = list(frame.tools or ())
+        # Of many tools only some will be sent; which isn't known before the turn.
+        texts = [
+            frame.message,
+            frame.system or "",
+            *tool_texts(tools if len(tools) <= self._settings.max_tools else ()),
+        ]
+        if budget.factor * sum(map(len, texts)) <= budget.room:
             return  # a token is at least one character
-        needed = sum(await self._counter(frame.model or self._settings.model).count_many(texts))
-        if needed > self._room:
-            raise self._too_large(needed)
+        needed = budget.scaled(await budget.tokens(texts))
+        if needed > budget.room:
+            raise budget.too_large(needed)
 
-    async def prepare(self, fold: Fold, turn: TurnFold, known: dict[str, int], *, tools: bool) -> Prepared:
-        """The next model call of `turn`, with the tools of its question if `tools`. Counts of ended turns are kept
-        in `known`, by turn. Raises `Refusal` (`CONTEXT_TOO_LARGE`). Safe to cancel."""
+    async def prepare(
+        self,
+        fold: Fold,
+        turn: TurnFold,
+        known: dict[str, int],
+        *,
+        tools: bool,
+        server_tools: Sequence[Tool] = (),
+        claims: Mapping[str, str] = NO_CLAIMS,
+    ) -> Prepared:
+        """The next model call of `turn`, with those of the gateway's and its question's tools that matter, if `tools`. Counts of ended
+        turns are kept in `known`; `claims` are the user's that may enter the prompt. Raises `Refusal`
+        (`CONTEXT_TOO_LARGE`). Safe to cancel."""
         options = turn.message.options or Options()
         model = options.model or self._settings.model
-        offered = (options.tools or []) if tools else []
-        counter = self._counter(model)
+        budget = self._budgets.of(model)
+        offered = await self._offered(fold, turn, [*server_tools, *(options.tools or ())]) if tools else []
+        system = self._system_of(fold, turn)
+
+        async def prompt(memory: Memory | None) -> Part:
+            text = self._prompt.render(system, memory, now_s=self._now(), claims=claims)
+            messages = [{"role": "system", "content": text}] if text else []
+            return Part(messages, await budget.cost(messages))
+
+        *past, (_, own) = await parts(budget, [*_since_memory(fold, turn), turn], known)
         layout = Layout(
-            system=await self._system(counter, options.system, fold.memory),
-            past=[(earlier, await self._turn(counter, earlier, known)) for earlier in _since_memory(fold, turn)],
-            own=await self._turn(counter, turn, known),
-            fixed=REPLY_PRIMING + tool_framing(offered) + sum(await counter.count_many(list(tool_texts(offered)))),
+            system=await prompt(fold.memory),
+            past=past,
+            own=own,
+            fixed=budget.scaled(REPLY_PRIMING + tool_framing(offered) + await budget.tokens(list(tool_texts(offered)))),
         )
         compaction = None
-        if layout.tokens > self._room:
-            alone = layout.fixed + layout.own.tokens + (await self._system(counter, options.system, None)).tokens
-            if alone > self._room or not layout.past:
-                raise self._too_large(alone)
-            before = layout
-            memory, layout = await self._compress(counter, layout, options.system, fold.memory, self._room - alone)
-            compaction = Compaction(
-                Compacted(len(before.messages), len(layout.messages), before.tokens, layout.tokens), memory
-            )
+        if layout.tokens > budget.room:
+            layout, compaction = await self._fitted(budget, layout, fold.memory, prompt)
         return Prepared(ModelRequest(messages=layout.messages, model=model, tools=offered), compaction)
 
-    async def _compress(
-        self, counter: TokenCounter, layout: Layout, system: str | None, memory: Memory | None, room: int
-    ) -> tuple[Memory, Layout]:
-        """`room`: what is left for history, summary included."""
-        kept, kept_tokens = len(layout.past), 0
-        while kept and kept_tokens + layout.past[kept - 1][1].tokens <= KEEP_SHARE * room:
-            kept -= 1
-            kept_tokens += layout.past[kept][1].tokens
+    # ------------------------------------------------------------ what goes in
+
+    async def _offered(self, fold: Fold, turn: TurnFold, tools: list[Tool]) -> list[Tool]:
+        if len(tools) <= self._settings.max_tools:
+            return tools
+        return await self._selector.select(tools, turn.message.content, _called_lately(fold, turn))
+
+    def _system_of(self, fold: Fold, turn: TurnFold) -> str | None:
+        """The conversation's own: what the last message up to this one that had a `system` said."""
+        if self._settings.client_system == "refuse":
+            return None
+        for candidate in _backwards(fold, turn):
+            options = candidate.message.options
+            if options is not None and options.system is not None:
+                return options.system
+        return None
+
+    # ------------------------------------------------------------ over budget
+
+    async def _fitted(
+        self, budget: Budget, layout: Layout, memory: Memory | None, prompt: Prompt
+    ) -> tuple[Layout, Compaction | None]:
+        bare = await prompt(None)
+        alone = layout.fixed + layout.own.tokens + bare.tokens
+        if alone > budget.room:
+            raise budget.too_large(alone)
+        room = budget.room - alone
+        kept = _keeping(layout, KEEP_SHARE * room)
         older, rest = layout.past[:kept], layout.past[kept:]
-        summary = memory.summary if memory else ""
-        limit = min(int(SUMMARY_SHARE * self._settings.max_context_tokens), (room - kept_tokens) // 2)
+        fitted, compaction = layout, None
+        if older:
+            left = room - sum(part.tokens for _, part in rest)
+            limit = min(int(SUMMARY_SHARE * budget.total), left // 2 - HEADING_TOKENS)
+            summary = await self._summary(budget, memory.summary if memory else "", older, limit)
+            made = Memory(through=older[-1][0].turn_id, summary=summary)
+            fitted = layout._replace(system=await prompt(made), past=rest)
+            compaction = Compaction(
+                Compacted(len(layout.messages), len(fitted.messages), layout.tokens, fitted.tokens), made
+            )
+        if fitted.tokens > budget.room:
+            # Beside a turn that takes nearly everything there is no room for the summary. It is left out of this
+            # call alone, and stays in the log for the next one.
+            fitted = fitted._replace(system=await prompt(Memory(through="")))
+            if fitted.tokens > budget.room:
+                fitted = fitted._replace(system=bare)
+        return fitted, compaction
+
+    async def _summary(self, budget: Budget, summary: str, older: Sequence[tuple[TurnFold, Part]], limit: int) -> str:
+        """Of the earlier summary and the `older` turns; without them, and saying so, when that fails."""
+        reads = min(budget.total, self._budgets.of(self._settings.summary_model).total)
+        limit = min(limit, int(SUMMARY_SHARE * reads))
         try:
-            summary = await self._summarizer.extend(
+            if limit < LEAST_SUMMARY_TOKENS:
+                raise SummaryFailed("there is no room for one", summary)
+            return await self._summarizer.extend(
                 summary,
                 [part.messages for _, part in older],
-                counter,
-                limit_tokens=limit,
-                chunk_tokens=int(2 * SUMMARY_SHARE * self._settings.max_context_tokens),
+                budget.counter,
+                limit_tokens=int(limit / budget.factor),
+                chunk_tokens=int(READ_SHARE * reads / budget.factor),
             )
         except SummaryFailed as problem:
             log_lines.warning("no summary: the oldest turns are left out", turns=len(older), problem=str(problem))
-        made = Memory(through=older[-1][0].turn_id, summary=summary)
-        return made, layout._replace(system=await self._system(counter, system, made), past=rest)
-
-    # ------------------------------------------------------------ counting
-
-    def _counter(self, model: str) -> TokenCounter:
-        counter = self._counters.get(model)
-        if counter is None:
-            if len(self._counters) >= MAX_COUNTERS:
-                self._counters.clear()
-            counter = self._counters[model] = TokenCounter(model)
-        return counter
-
-    async def _system(self, counter: TokenCounter, system: str | None, memory: Memory | None) -> Part:
-        prompt = system_prompt(system, memory)
-        messages = [{"role": "system", "content": prompt}] if prompt else []
-        return Part(messages, await _cost(counter, messages))
-
-    async def _turn(self, counter: TokenCounter, turn: TurnFold, known: dict[str, int]) -> Part:
-        messages = turn_messages(turn)
-        tokens = known.get(turn.turn_id) if turn.end is not None else None
-        if tokens is None:
-            tokens = await _cost(counter, messages)
-            if turn.end is not None:
-                known[turn.turn_id] = tokens
-        return Part(messages, tokens)
-
-    def _too_large(self, needed: int) -> Refusal:
-        return Refusal(
-            ErrorCode.CONTEXT_TOO_LARGE,
-            f"This takes about {needed} tokens where {self._room} fit beside the answer. Send less at once, or raise "
-            "MAX_CONTEXT_TOKENS.",
-        )
+            summary = problem.so_far
+        if summary and not summary.endswith(GAP_NOTICE):
+            summary += f"\n{GAP_NOTICE}"
+        return summary
 
 
-MAX_COUNTERS = 32
-"""Models whose counts are remembered: a client may name any."""
+def _keeping(layout: Layout, tokens: float) -> int:
+    """Where the turns begin that stay word for word: the latest that take at most so many tokens."""
+    start = len(layout.past)
+    while start and layout.past[start - 1][1].tokens <= tokens:
+        start -= 1
+        tokens -= layout.past[start][1].tokens
+    return start
 
 
-async def _cost(counter: TokenCounter, messages: Sequence[dict[str, Any]]) -> int:
-    texts = [text for message in messages for text in message_texts(message)]
-    return message_framing(messages) + sum(await counter.count_many(texts))
+def _backwards(fold: Fold, turn: TurnFold) -> Iterator[TurnFold]:
+    """`turn` and those before it, latest first."""
+    turns = iter(reversed(fold.turns.values()))
+    for candidate in turns:
+        if candidate is turn:
+            yield turn
+            yield from turns
 
 
 def _since_memory(fold: Fold, turn: TurnFold) -> list[TurnFold]:
-    """The turns that are sent word for word before `turn`, in turn order."""
+    """The turns that are sent word for word before `turn`, in turn order. Costs what is sent, not what was said."""
+    through = fold.memory.through if fold.memory is not None else None
     earlier: list[TurnFold] = []
-    for candidate in fold.turns.values():
-        if candidate is turn:
+    for candidate in _backwards(fold, turn):
+        if candidate.turn_id == through:
             break
-        earlier.append(candidate)
-        if fold.memory is not None and candidate.turn_id == fold.memory.through:
-            earlier.clear()
+        if candidate is not turn:
+            earlier.append(candidate)
+    earlier.reverse()
     return earlier
+
+
+def _called_lately(fold: Fold, turn: TurnFold) -> list[str]:
+    """Names of the functions called in the last turns, latest first."""
+    latest = islice(_backwards(fold, turn), RECENT_TURNS)
+    return list(dict.fromkeys(call.name for one in latest for call in reversed(one.calls.values())))

@@ -17,10 +17,18 @@ INSTRUCTIONS = (
     "or a list, in the language of the conversation. Answer with the summary alone."
 )
 TIMEOUT_S = 60.0
+RETRY_S = 0.5
 
 
 class SummaryFailed(Exception):
-    """No usable summary: the model failed, was silent, or wrote more than it replaces."""
+    """No usable summary: the model failed, was silent, or wrote more than it replaces.
+
+    `so_far` is the last one that stands: the earlier summary, and what could be added to it before the failure.
+    """
+
+    def __init__(self, problem: str, so_far: str) -> None:
+        super().__init__(problem)
+        self.so_far = so_far
 
 
 class Summarizer:
@@ -43,33 +51,48 @@ class Summarizer:
         """`summary` and the chat messages of `turns` in at most `limit_tokens`; what is read at once is at most
         about `chunk_tokens`. Raises `SummaryFailed`. Safe to cancel."""
         for chunk in await _chunks(turns, counter, chunk_tokens):
-            written = (await self._ask(_question(summary, chunk), limit_tokens)).strip()
+            try:
+                written = await self._ask(_question(summary, chunk, limit_tokens), limit_tokens)
+            except (ModelError, TimeoutError) as problem:
+                raise SummaryFailed(str(problem) or "no summary in time", summary) from None
             size, replaced = await counter.count_many([written, summary + chunk])
             if not written:
-                raise SummaryFailed("the model wrote nothing")
+                raise SummaryFailed("the model wrote nothing", summary)
             if size >= replaced or size > limit_tokens:
-                raise SummaryFailed(f"{size} tokens in place of {replaced}, at most {limit_tokens} allowed")
+                raise SummaryFailed(f"{size} tokens in place of {replaced}, at most {limit_tokens} allowed", summary)
             summary = written
         return summary
 
     async def _ask(self, question: str, limit_tokens: int) -> str:
+        """One answer. A failure that may pass is tried once more: what isn't summarised is forgotten for good."""
         request = ModelRequest(
             messages=[{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}],
             model=self._name,
             max_tokens=limit_tokens,
         )
+        async with asyncio.timeout(self._timeout_s):
+            try:
+                return await self._read(request)
+            except ModelError as problem:
+                if not problem.transient:
+                    raise
+                await asyncio.sleep(problem.retry_after_s or RETRY_S)
+            return await self._read(request)
+
+    async def _read(self, request: ModelRequest) -> str:
         text: list[str] = []
-        try:
-            async with asyncio.timeout(self._timeout_s), aclosing(self._model.stream(request)) as stream:
-                async for events in stream:
-                    text += [event for event in events if isinstance(event, str)]
-        except (ModelError, TimeoutError) as problem:
-            raise SummaryFailed(str(problem) or "no summary in time") from None
-        return "".join(text)
+        async with aclosing(self._model.stream(request)) as stream:
+            async for events in stream:
+                text += [event for event in events if isinstance(event, str)]
+        return "".join(text).strip()
 
 
-def _question(summary: str, chunk: str) -> str:
-    return f"Earlier summary:\n{summary or '(none yet)'}\n\nNew messages:\n{chunk}\n\nThe new summary:"
+def _question(summary: str, chunk: str, limit_tokens: int) -> str:
+    words = max(10, limit_tokens // 2)  # models count words better than tokens, and neither well
+    return (
+        f"Earlier summary:\n{summary or '(none yet)'}\n\nNew messages:\n{chunk}\n\n"
+        f"The new summary, in at most {words} words:"
+    )
 
 
 async def _chunks(turns: Sequence[Sequence[dict[str, Any]]], counter: TokenCounter, chunk_tokens: int) -> list[str]:

@@ -31,6 +31,31 @@ USAGE_S = 1.0
 """After the finish reason: for the usage and `[DONE]`. A server that sends neither and doesn't close is left."""
 
 
+def open_sdk(api_key: str | None, base_url: str) -> openai.AsyncOpenAI:
+    """The SDK on `transport`, without time-outs or attempts of its own."""
+    return openai.AsyncOpenAI(
+        api_key=api_key or "none",
+        base_url=base_url,
+        max_retries=0,
+        timeout=None,
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=httpx2.AsyncClient(transport=transport.Transport(), timeout=None, follow_redirects=True),
+    )
+
+
+async def post_raw(sdk: openai.AsyncOpenAI, path: str, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    """The head of an answer whose body is read raw. Raises what the SDK raises."""
+    answer = await sdk.post(
+        path,
+        cast_to=httpx2.Response,
+        content=orjson.dumps(body),
+        stream=True,
+        stream_cls=openai.AsyncStream[bytes],
+    )
+    response: aiohttp.ClientResponse = answer.extensions[transport.EXTENSION]  # type: ignore[attr-defined]
+    return response
+
+
 class OpenAICompatible:
     """One upstream. `api_key` None is for servers that ask for none; `base_url` None is OpenAI itself.
 
@@ -46,14 +71,7 @@ class OpenAICompatible:
         self._newer_limit: set[str] = set()
         """Models that want `max_completion_tokens`, as OpenAI's reasoning models do; others often know only the
         older name."""
-        self._sdk = openai.AsyncOpenAI(
-            api_key=api_key or "none",
-            base_url=base_url,
-            max_retries=0,
-            timeout=None,
-            default_headers={"Accept-Encoding": "identity"},
-            http_client=httpx2.AsyncClient(transport=transport.Transport(), timeout=None, follow_redirects=True),
-        )
+        self._sdk = open_sdk(api_key, base_url)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         """See `Model.stream`. Cancelling or closing it closes the connection, before the first byte as well."""
@@ -95,13 +113,7 @@ class OpenAICompatible:
         while True:
             body = self._body(request)
             try:
-                answer = await self._sdk.post(
-                    "/chat/completions",
-                    cast_to=httpx2.Response,
-                    content=orjson.dumps(body),
-                    stream=True,
-                    stream_cls=openai.AsyncStream[bytes],
-                )
+                return await post_raw(self._sdk, "/chat/completions", body)
             except openai.APIStatusError as error:
                 if not self._adapted(error, request, body):
                     raise failures.from_status(
@@ -109,9 +121,6 @@ class OpenAICompatible:
                     ) from error
             except (openai.APIConnectionError, httpx2.TransportError) as error:
                 raise failures.from_exception(error, self._upstream) from error
-            else:
-                response: aiohttp.ClientResponse = answer.extensions[transport.EXTENSION]  # type: ignore[attr-defined]
-                return response
 
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         body: dict[str, Any] = {"model": request.model, "messages": list(request.messages), "stream": True}

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
+from msgspec import UNSET, UnsetType
 
 from gateway.models.model import CallFragment, ModelError
+from gateway.tools.schemas import arguments_problem, schema_problem
+from gateway.tools.toolbox import Toolbox
 from protocol.checks import json_problem
-from protocol.codes import ErrorCode
+from protocol.codes import ErrorCode, Refusal
+from protocol.frames import Tool
 
 MAX_ARGUMENTS_CHARS = 1 << 20
+DECLINED = "the user declined this call"
 MAX_CALLS = 128
 """In one round."""
+NOT_RUN = "not run, since another call of this round is broken"
 
 
 class WholeCall(NamedTuple):
@@ -43,30 +51,66 @@ class CallAssembler:
         if fragment.arguments:
             pieces.append(fragment.arguments)
 
-    def whole(self) -> list[WholeCall]:
-        """The calls in the order of their index. Raises `ModelError` when one has no name, or has no JSON
-        object of at most 128 levels."""
-        calls = []
-        for index in sorted(self._arguments):
-            name = self._names.get(index)
-            if name is None:
-                raise _broken("The model asked for a function without naming it")
-            calls.append(WholeCall(name, _parsed(name, "".join(self._arguments[index]))))
-        return calls
+    def whole(self, tools: Mapping[str, Tool]) -> list[WholeCall] | BrokenCalls:
+        """The calls in the order of their index, checked against the schemas of `tools` (by name); what isn't among
+        them is the client's to judge. `BrokenCalls` when any of them can't be made."""
+        asked = [(self._names.get(index, ""), "".join(self._arguments[index])) for index in sorted(self._arguments)]
+        calls: list[WholeCall] = []
+        problems: list[str | None] = []
+        for name, text in asked:
+            made = _checked(name, text, tools.get(name))
+            problems.append(made if isinstance(made, str) else None)
+            if isinstance(made, WholeCall):
+                calls.append(made)
+        return BrokenCalls(asked, problems) if any(problems) else calls
 
 
-def _parsed(name: str, text: str) -> dict[str, Any]:
-    if not text.strip():
-        return {}
+class BrokenCalls:
+    """Calls of one round of which at least one can't be made, and so none is."""
+
+    def __init__(self, asked: Sequence[tuple[str, str]], problems: Sequence[str | None]) -> None:
+        self._asked = asked
+        self._each = problems
+
+    @property
+    def problems(self) -> list[str]:
+        each = zip(self._asked, self._each, strict=True)
+        return [f"{usable(name)}: {problem}" for (name, _), problem in each if problem]
+
+    def messages(self, said: str) -> list[dict[str, Any]]:
+        """What tells the model: its own call, after what it `said`, and an error in place of each result."""
+        ids = [f"call_{place}" for place in range(len(self._asked))]
+        calls = [
+            {"id": call_id, "type": "function", "function": {"name": usable(name), "arguments": text}}
+            for call_id, (name, text) in zip(ids, self._asked, strict=True)
+        ]
+        errors = [
+            {"role": "tool", "tool_call_id": call_id, "content": f"error: {problem or NOT_RUN}"}
+            for call_id, problem in zip(ids, self._each, strict=True)
+        ]
+        return [{"role": "assistant", "content": said or None, "tool_calls": calls}, *errors]
+
+
+def usable(name: str) -> str:
+    """`name` in the alphabet of function names."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "unnamed"
+
+
+def _checked(name: str, text: str, tool: Tool | None) -> WholeCall | str:
+    """The call, or what is wrong with it."""
+    if not name or usable(name) != name:
+        return "a function's name has 1 to 64 characters of A-Z a-z 0-9 _ -"
     try:
-        args = orjson.loads(text)
+        args = orjson.loads(text) if text.strip() else {}
     except orjson.JSONDecodeError:
-        raise _broken(f"The model's arguments for {name[:64]} aren't valid JSON") from None
+        return "the arguments aren't valid JSON"
     if not isinstance(args, dict):
-        raise _broken(f"The model's arguments for {name[:64]} aren't a JSON object")
+        return "the arguments have to be a JSON object"
     if problem := json_problem(args):
-        raise _broken(f"What the model passes to {name[:64]} {problem}")
-    return args
+        return f"the arguments {problem}"
+    if tool is not None and (problem := arguments_problem(args, tool.function.parameters)):
+        return problem
+    return WholeCall(name, args)
 
 
 def _broken(message: str) -> ModelError:
@@ -82,3 +126,28 @@ def same_json(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same_json, one, other))
     return bool(one == other)
+
+
+def approval(result: Any, error: str | UnsetType) -> tuple[bool, str | UnsetType]:
+    """A user's word on a call: whether it may be made, and if not, what stands as its error.
+
+    `true` or `{"approved": true}`; `false`, `{"approved": false}`, or an error with the reason. Raises `Refusal`
+    (`BAD_FRAME`) for anything else.
+    """
+    if isinstance(error, str):
+        return False, error
+    word = result.get("approved") if isinstance(result, dict) else result
+    if not isinstance(word, bool):
+        raise Refusal(ErrorCode.BAD_FRAME, "`result` has to be true or false here: the call waits for approval.")
+    return word, UNSET if word else DECLINED
+
+
+def check_tools(tools: Sequence[Tool], toolbox: Toolbox) -> None:
+    """Raises `Refusal` (`BAD_FRAME`) for a client's tool whose parameters are no JSON Schema, or that has the name
+    of one of the gateway's own."""
+    for place, tool in enumerate(tools):
+        where = f"`tools[{place}].function"
+        if toolbox.runs(tool.function.name) != "client":
+            raise Refusal(ErrorCode.BAD_FRAME, f"{where}.name` is a tool of the gateway itself; choose another name.")
+        if tool.function.parameters is not None and (problem := schema_problem(tool.function.parameters)):
+            raise Refusal(ErrorCode.BAD_FRAME, f"{where}.parameters` has to be a JSON Schema: {problem}")

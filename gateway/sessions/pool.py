@@ -16,9 +16,12 @@ from msgspec import UnsetType
 
 from gateway.logs.journal import Journal, forget
 from gateway.logs.log import Key, LogUnavailable
+from gateway.sessions.allocator import Trimmer
+from gateway.sessions.calls import check_tools
+from gateway.sessions.generation import Engine
 from gateway.sessions.session import Acknowledged, Outcome, Session
 from gateway.sessions.states import State
-from gateway.sessions.turn import Engine, TurnRun
+from gateway.sessions.turn import TurnRun
 from gateway.settings import Limits
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import ChatMessage, Error
@@ -72,6 +75,7 @@ class SessionPool:
         session = await self.session(key)
         if frame.message_id is None or session.fold.by_message_id(frame.message_id) is None:
             self._admit(session)
+            check_tools(frame.tools or (), self._engine.toolbox)
             await self._engine.context.admit(frame)
             # While its tokens were counted the session may have been evicted or deleted.
             session = await self.session(key)
@@ -278,11 +282,13 @@ class SessionPool:
         grace_s, idle_s = model_settings.orphan_grace_s, settings.session_idle_s
         tick_s = max(0.05, min(5.0, idle_s / 4, grace_s / 4 if grace_s >= 0 else 5.0))
         expire_at = self._loop.time()
+        trimmer = Trimmer()
         while True:
             await asyncio.sleep(tick_s)
             now = self._loop.time()
             try:
-                self.evict(now - idle_s)
+                trimmer.evicted(self.evict(now - idle_s), now)
+                await trimmer.trim_if_due(now)
                 if grace_s >= 0:
                     self.end_orphans(now, grace_s)
                 if settings.retention_s and now >= expire_at:

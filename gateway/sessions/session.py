@@ -10,13 +10,14 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from msgspec import UnsetType, structs
+from msgspec import UNSET, UnsetType, structs
 
 from gateway.context.manager import Compaction
 from gateway.logs.feed import Feed
-from gateway.sessions.calls import WholeCall, same_json
+from gateway.sessions.calls import WholeCall, approval, same_json
+from gateway.sessions.generation import Engine
 from gateway.sessions.states import Event
-from gateway.sessions.turn import Engine, TurnRun
+from gateway.sessions.turn import TurnRun
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import Fold, TurnFold
 from protocol.frames import (
@@ -27,6 +28,7 @@ from protocol.frames import (
     Error,
     ErrorBody,
     FinishReason,
+    FoldedCall,
     FunctionCall,
     FunctionResult,
     LoggedFrame,
@@ -127,28 +129,54 @@ class Session:
         return Outcome("stopped", turn.turn_id, self.feed.seq)
 
     def answer(self, call_id: str, result: Any, error: str | UnsetType) -> int:
-        """A client's result for an open call; returns the entry to be committed. The same answer again is no harm.
+        """A client's result for an open call, or its word on one that waits for approval; returns the entry to be
+        committed. The same answer again is no harm.
 
-        Raises `Refusal`: `NOT_FOUND` for a call that never was, `CALL_CLOSED` for a late or a different answer.
+        Raises `Refusal`: `NOT_FOUND` for a call that never was, `CALL_CLOSED` for a late or a different answer,
+        `BAD_FRAME` for a word on an approval that is neither yes nor no.
         """
         turn = self.fold.by_call_id(call_id)
         if turn is None:
             raise Refusal(ErrorCode.NOT_FOUND, "This conversation has no such call. Use a function_call's call_id.")
         call = turn.calls[call_id]
+        approves = False
+        if call.runs == "approval" or call_id in turn.approved:
+            approves, error = approval(result, error)
+            result = UNSET
+        if call_id in turn.approved:
+            if approves:
+                return self.feed.seq
+            raise Refusal(ErrorCode.CALL_CLOSED, "This call was approved already.")
         if not call.open:
-            if call.error == error and same_json(call.result, result):
+            if not approves and call.error == error and same_json(call.result, result):
                 return self.feed.seq
             raise Refusal(ErrorCode.CALL_CLOSED, "This call already has another answer.")
         if turn.end is not None:
             raise Refusal(ErrorCode.CALL_CLOSED, "The turn of this call has ended.")
         if call.runs == "gateway":
             raise Refusal(ErrorCode.CALL_CLOSED, "The gateway itself runs this function.")
-        self._append(
-            self._make(FunctionResult, turn.turn_id, call_id=call_id, name=call.name, result=result, error=error)
-        )
-        if self.run is not None and self.run.turn is turn and not turn.open_calls:
+        if approves:
+            self._approve(turn, call)
+        else:
+            self.append_result(turn, call, result, error)
+        if self.run is not None and self.run.turn is turn:
             self.run.answered()
         return self.feed.seq
+
+    def _approve(self, turn: TurnFold, call: FoldedCall) -> None:
+        self._append(
+            self._make(
+                FunctionCall,
+                turn.turn_id,
+                call_id=call.call_id,
+                name=call.name,
+                args=call.args,
+                runs="gateway",
+                round=call.round,
+            )
+        )
+        if self.run is not None and self.run.turn is turn:
+            self.run.run_tool(turn.calls[call.call_id])
 
     def cancel_all(self) -> None:
         """Ends every open turn, in order (before the conversation is erased)."""
@@ -238,11 +266,16 @@ class Session:
                     call_id=new_id("call"),
                     name=call.name,
                     args=call.args,
-                    runs="client",
+                    runs=self._engine.toolbox.runs(call.name),
                     round=number,
                 )
                 for i, call in enumerate(calls)
             )
+        )
+
+    def append_result(self, turn: TurnFold, call: FoldedCall, result: Any, error: str | UnsetType) -> None:
+        self._append(
+            self._make(FunctionResult, turn.turn_id, call_id=call.call_id, name=call.name, result=result, error=error)
         )
 
     def finish(self, run: TurnRun, reason: FinishReason, usage: Usage | None) -> None:

@@ -46,6 +46,8 @@ class Event(Enum):
     """The model wants functions called."""
     ANSWERED = auto()
     """The last open call has its result."""
+    REPEAT = auto()
+    """Its calls can't be understood: it is asked once more."""
     FINISH = auto()
     CANCEL = auto()
     FAIL = auto()
@@ -67,6 +69,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.STREAMING: {
         Event.OUTPUT: State.STREAMING,
         Event.CALLS: State.WAITING,
+        Event.REPEAT: State.PREPARING,
         Event.FINISH: State.COMPLETED,
         **_ANY_TIME,
     },

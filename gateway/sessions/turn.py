@@ -7,44 +7,27 @@ the turn ends; `Session` appends, and makes sure that a turn ends once.
 from __future__ import annotations
 
 import asyncio
-import random
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
+from msgspec import UNSET, UnsetType, structs
 
-from gateway.context.manager import Compaction, ContextManager
+from gateway.context.manager import Compaction
 from gateway.logs.feed import Feed
 from gateway.logs.log import LogUnavailable
-from gateway.models.model import CallFragment, Finish, Model, ModelError, ModelRequest
-from gateway.models.model import Event as ModelEvent
-from gateway.sessions.batcher import Batcher
-from gateway.sessions.calls import CallAssembler, WholeCall
+from gateway.sessions.calls import BrokenCalls, WholeCall
+from gateway.sessions.generation import Engine, Generation
 from gateway.sessions.states import Event, State, after
-from gateway.settings import LogAndSessions, Upstream
-from gateway.telemetry.metrics import Metrics
+from gateway.tools.toolbox import ToolFailed
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import Fold, TurnFold
-from protocol.frames import FinishReason, Usage
+from protocol.frames import FinishReason, FoldedCall, Tool, Usage
 
 MAX_ROUNDS = 16
 """After so many rounds of calls in one turn the model is asked once more, without tools."""
-ATTEMPTS = 3
-RETRY_BASE_S = 0.5
+OUTCOME_UNKNOWN = "the gateway stopped while this ran; whether it was done isn't known"
 
 log_lines = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What every turn of this node needs."""
-
-    model: Model
-    context: ContextManager
-    model_settings: Upstream
-    log_settings: LogAndSessions
-    metrics: Metrics
 
 
 class Host(Protocol):
@@ -54,11 +37,13 @@ class Host(Protocol):
     fold: Fold
     token_counts: dict[str, int]
 
-    def append_context(self, turn_id: str, compaction: Compaction) -> None: ...
-
     def append_text(self, turn_id: str, pieces: list[str]) -> None: ...
 
+    def append_context(self, turn_id: str, compaction: Compaction) -> None: ...
+
     def append_calls(self, turn_id: str, calls: list[WholeCall]) -> None: ...
+
+    def append_result(self, turn: TurnFold, call: FoldedCall, result: Any, error: str | UnsetType) -> None: ...
 
     def finish(self, run: TurnRun, reason: FinishReason, usage: Usage | None) -> None: ...
 
@@ -72,16 +57,15 @@ class TurnRun:
         self.turn = turn
         self.state = after(State.QUEUED, Event.START)
         self.usage: Usage | None = None
-        self.tokens = 0
+        self.started_at = asyncio.get_running_loop().time()
+        self.task: asyncio.Task[None] | None = None
         self._host = host
         self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self.started_at = self._loop.time()
+        self._generation: Generation | None = None
+        self._earlier_tokens = 0
+        """Of the generations before this one."""
         self._answered = asyncio.Event()
-        self._flush_timer: asyncio.TimerHandle | None = None
-        self._batch_since = 0.0
-        self._new_generation()
-        self.task: asyncio.Task[None] | None = None
+        self._tool_tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> asyncio.Task[None]:
         self.task = asyncio.create_task(self.run(), name=f"turn {self.turn.turn_id}")
@@ -97,13 +81,18 @@ class TurnRun:
     def move(self, event: Event) -> None:
         self.state = after(self.state, event)
 
-    def answered(self) -> None:
-        """The last open call has its result."""
-        self._answered.set()
+    @property
+    def feed(self) -> Feed:
+        return self._host.feed
+
+    @property
+    def tokens(self) -> int:
+        """What the model has sent so far, over all rounds."""
+        return self._earlier_tokens + (self._generation.tokens if self._generation else 0)
 
     @property
     def waits_for_client(self) -> bool:
-        return self.state is State.WAITING
+        return self.state is State.WAITING and any(call.runs != "gateway" for call in self.turn.open_calls)
 
     # ------------------------------------------------------------ the loop of rounds
 
@@ -115,12 +104,14 @@ class TurnRun:
         try:
             if self.turn.open_calls:
                 self.state = State.WAITING
+                self._settle_unknown()
                 await self._results()
-            while calls := await self._generate():
+            while calls := await self._round():
                 self.move(Event.CALLS)
                 self._host.append_calls(self.turn.turn_id, calls)
                 await self._results()
-            self._host.finish(self, self._reason or "stop", self.usage)
+            reason = self._generation.reason if self._generation else None
+            self._host.finish(self, reason or "stop", self.usage)
         except Refusal as refusal:
             self._fail(refusal)
         except LogUnavailable:
@@ -128,172 +119,128 @@ class TurnRun:
         except Exception:
             log_lines.exception("turn failed by a bug")
             self._fail(Refusal(ErrorCode.INTERNAL, "The gateway failed on this turn. Please try again."))
-        finally:
-            self._cancel_timer()
 
     def _fail(self, refusal: Refusal) -> None:
         if not self.state.over:
             self._flush()
             self._host.fail(self, refusal)
 
-    async def _results(self) -> None:
-        """Waits until every open call has its result, however often the node changes meanwhile."""
-        self._answered.clear()
-        if self.turn.open_calls:
-            timeout_s = self._engine.model_settings.function_timeout_s
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._answered.wait()
-            except TimeoutError:
-                names = ", ".join(sorted({call.name for call in self.turn.open_calls}))
-                raise Refusal(
-                    ErrorCode.FUNCTION_TIMEOUT, f"No result for {names} came within {timeout_s:g} s."
-                ) from None
-        self.move(Event.ANSWERED)
+    def _flush(self) -> None:
+        if self._generation is not None:
+            self._generation.flush()
 
-    # ------------------------------------------------------------ one model call
+    async def _round(self) -> list[WholeCall]:
+        """One model call, or two: calls that can't be understood are given back to the model once. Returns the calls
+        that it wants answered; none: this was the answer."""
+        broken = await self._generate([])
+        if isinstance(broken, BrokenCalls):
+            log_lines.info("calls given back to the model", problems=broken.problems)
+            self.move(Event.REPEAT)
+            again = await self._generate(broken.messages(self._said()))
+            if isinstance(again, BrokenCalls):
+                problem = "; ".join(again.problems)[:300]
+                raise Refusal(ErrorCode.STREAM_ERROR, f"The model can't call its functions: {problem}", retryable=False)
+            return again
+        return broken
 
-    def _new_generation(self) -> None:
-        settings = self._engine.log_settings
-        self._batcher = (
-            Batcher(settings.batch_chars, settings.batch_ms / 1000)
-            if settings.batch_chars and settings.batch_ms
-            else None
-        )
-        self._calls: CallAssembler | None = None
-        self._reason: FinishReason | None = None
+    def _said(self) -> str:
+        """The text of the last model call."""
+        return self.turn.content[len(self.turn.text) :]
 
-    async def _generate(self) -> list[WholeCall]:
-        """One model call, tried again while nothing of it was seen. Returns the calls that it wants answered."""
-        self._new_generation()
+    async def _generate(self, more: list[dict[str, Any]]) -> list[WholeCall] | BrokenCalls:
+        """`more`: messages that follow those of the context, for this call only."""
+        may_call = self.turn.rounds < MAX_ROUNDS
         prepared = await self._engine.context.prepare(
-            self._host.fold, self.turn, self._host.token_counts, tools=self.turn.rounds < MAX_ROUNDS
+            self._host.fold,
+            self.turn,
+            self._host.token_counts,
+            tools=may_call,
+            server_tools=self._engine.toolbox.specs,
         )
         if prepared.compaction is not None:
             self._host.append_context(self.turn.turn_id, prepared.compaction)
+        request = prepared.request
+        if more:
+            request = structs.replace(request, messages=[*request.messages, *more])
         self.move(Event.PREPARED)
-        settings = self._engine.model_settings
-        last_problem: ModelError | None = None
-        try:
-            async with asyncio.timeout(settings.first_token_timeout_s) as deadline:
-                for attempt in range(1, ATTEMPTS + 1):
-                    try:
-                        await self._stream(prepared.request, deadline)
-                        break
-                    except ModelError as problem:
-                        last_problem = problem
-                        await self._before_retry(problem, attempt, deadline)
-        except TimeoutError:
-            raise self._timed_out(last_problem) from None
-        self._flush()
-        if self._calls is None or self._reason is not None:
+        self._earlier_tokens = self.tokens
+        generation = self._generation = Generation(self, self._engine, self._emit)
+        await generation.run(request)
+        self.usage = _sum(self.usage, generation.usage)
+        if generation.calls is None or generation.reason is not None:
             return []
-        if self.turn.rounds >= MAX_ROUNDS:
+        if not may_call:
             text = f"The model asked for functions more than {MAX_ROUNDS} times in one turn."
             raise Refusal(ErrorCode.STREAM_ERROR, text, retryable=False)
-        return self._calls.whole()
+        return generation.calls.whole(self._known_tools())
 
-    async def _stream(self, request: ModelRequest, deadline: asyncio.Timeout) -> None:
-        token_timeout_s = self._engine.model_settings.token_timeout_s
-        rearm_at = 0.0
-        async with aclosing(self._engine.model.stream(request)) as stream:
-            async for events in stream:
-                now = self._loop.time()
-                if self.state is State.REQUESTED and self._is_output(events):
-                    self._engine.metrics.first_token(now - self.started_at)
-                    self.move(Event.OUTPUT)
-                self._take(events, now)
-                if now >= rearm_at and self.state is State.STREAMING:
-                    # Re-arming at every read would cost more than the read: an eighth of slack saves it.
-                    deadline.reschedule(now + 1.125 * token_timeout_s)
-                    rearm_at = now + 0.125 * token_timeout_s
-                if not self._host.feed.has_room:
-                    deadline.reschedule(None)
-                    await self._host.feed.when_room()
-                    rearm_at = 0.0
-                    deadline.reschedule(self._loop.time() + token_timeout_s)
+    def _emit(self, pieces: list[str]) -> None:
+        self._host.append_text(self.turn.turn_id, pieces)
 
-    @staticmethod
-    def _is_output(events: list[ModelEvent]) -> bool:
-        return any(isinstance(event, (str, CallFragment)) for event in events)
+    def _known_tools(self) -> dict[str, Tool]:
+        options = self.turn.message.options
+        tools = [*((options.tools if options else None) or ()), *self._engine.toolbox.specs]
+        return {tool.function.name: tool for tool in tools}
 
-    async def _before_retry(self, problem: ModelError, attempt: int, deadline: asyncio.Timeout) -> None:
-        """Waits, with full jitter, before the next attempt; raises `problem` when there should be none."""
-        if self.state is not State.REQUESTED or not problem.transient or attempt == ATTEMPTS:
-            raise problem
-        delay_s = random.uniform(0, RETRY_BASE_S * 2**attempt)
-        if problem.retry_after_s is not None:
-            delay_s = max(delay_s, problem.retry_after_s)
-        if (until := deadline.when()) is not None and self._loop.time() + delay_s >= until:
-            raise problem
-        log_lines.info("model call failed, trying again", code=problem.code.name, attempt=attempt, delay_s=delay_s)
-        self.move(Event.RETRY)
-        self._calls = self._reason = None
-        await asyncio.sleep(delay_s)
+    # ------------------------------------------------------------ results
 
-    def _timed_out(self, last_problem: ModelError | None) -> Refusal:
-        settings = self._engine.model_settings
-        if self.state is State.STREAMING:
-            text = f"The model went silent in mid-answer for {settings.token_timeout_s:g} s."
-            return Refusal(ErrorCode.UPSTREAM_TIMEOUT, text)
-        if last_problem is not None:
-            return last_problem
-        text = f"The model sent no first token within {settings.first_token_timeout_s:g} s."
-        return Refusal(ErrorCode.UPSTREAM_TIMEOUT, text)
+    def answered(self) -> None:
+        """A call has its result, or its approval."""
+        self._answered.set()
 
-    # ------------------------------------------------------------ what the stream brings
+    def run_tool(self, call: FoldedCall) -> None:
+        """Starts a tool of the gateway, which the model asked for or the user has just approved."""
+        task = asyncio.create_task(self._run_tool(call), name=f"tool {call.name}")
+        self._tool_tasks.add(task)
+        task.add_done_callback(self._tool_tasks.discard)
 
-    def _take(self, events: list[ModelEvent], now: float) -> None:
-        pieces: list[str] = []
-        batcher = self._batcher
-        for event in events:
-            if type(event) is str:
-                self.tokens += 1
-                if batcher is None:
-                    pieces.append(event)
-                elif text := batcher.add(event, now):
-                    pieces.append(text)
-            elif isinstance(event, CallFragment):
-                if self._calls is None:
-                    self._calls = CallAssembler()
-                self._calls.add(event)
-            elif isinstance(event, Finish):
-                self._reason = event.reason
-            elif isinstance(event, Usage):
-                self.usage = _sum(self.usage, event)
-        if pieces:
-            self._host.append_text(self.turn.turn_id, pieces)
-            self._engine.metrics.tokens(len(pieces), now - self._batch_since if batcher and self._batch_since else 0.0)
-            self._batch_since = 0.0
-        if batcher is not None and batcher.due_at is not None:
-            self._batch_since = self._batch_since or now
-            if self._flush_timer is None:
-                self._flush_timer = self._loop.call_at(batcher.due_at, self._flush_due)
+    async def _results(self) -> None:
+        """Waits until every open call has its result, however often the node changes meanwhile."""
+        timeout_s = self._engine.model_settings.function_timeout_s
+        try:
+            for call in self.turn.open_calls:
+                if call.runs == "gateway":
+                    self.run_tool(call)
+            async with asyncio.timeout(timeout_s) as deadline:
+                while self.turn.open_calls:
+                    if not self.waits_for_client:  # the gateway's tools have time-outs of their own
+                        deadline.reschedule(None)
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError:
+            names = ", ".join(sorted({call.name for call in self.turn.open_calls if call.runs != "gateway"}))
+            raise Refusal(ErrorCode.FUNCTION_TIMEOUT, f"No result for {names} came within {timeout_s:g} s.") from None
+        finally:
+            await self._end_tools()
+        self.move(Event.ANSWERED)
 
-    def _flush_due(self) -> None:
-        self._flush_timer = None
-        batcher = self._batcher
-        if batcher is None or batcher.due_at is None:
-            return
-        if batcher.due_at > self._loop.time():  # what was held went out by size, and something new is held
-            self._flush_timer = self._loop.call_at(batcher.due_at, self._flush_due)
-        else:
-            self._flush()
+    async def _run_tool(self, call: FoldedCall) -> None:
+        result: Any = UNSET
+        error: str | UnsetType = UNSET
+        try:
+            result = await self._engine.toolbox.run(call.name, call.args, call_id=call.call_id)
+        except ToolFailed as failure:
+            error = str(failure)
+        if not self.state.over:
+            self._host.append_result(self.turn, call, result, error)
+            self.answered()
 
-    def _flush(self) -> None:
-        """Sends what the batcher holds: before any other frame of the turn, and when its time is up."""
-        if self._batcher is not None and (text := self._batcher.flush()):
-            self._host.append_text(self.turn.turn_id, [text])
-            self._engine.metrics.tokens(1, self._loop.time() - self._batch_since)
-            self._batch_since = 0.0
+    async def _end_tools(self) -> None:
+        tasks = list(self._tool_tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
-    def _cancel_timer(self) -> None:
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
+    def _settle_unknown(self) -> None:
+        """After a take-over: a tool of the gateway whose result isn't in the log may have run. It isn't run again
+        unless that does no harm (SPEC.md section 10.6)."""
+        for call in self.turn.open_calls:
+            if call.runs == "gateway" and not self._engine.toolbox.idempotent(call.name):
+                self._host.append_result(self.turn, call, UNSET, OUTCOME_UNKNOWN)
 
 
-def _sum(so_far: Usage | None, more: Usage) -> Usage:
-    if so_far is None:
-        return more
+def _sum(so_far: Usage | None, more: Usage | None) -> Usage | None:
+    if so_far is None or more is None:
+        return so_far or more
     return Usage(so_far.prompt_tokens + more.prompt_tokens, so_far.completion_tokens + more.completion_tokens)

@@ -8,40 +8,37 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.settings.read_tools import TABLES, read_tools
 from gateway.settings.rules import broken_rule
+from gateway.settings.tools import HttpTool, McpServer, Tools
 from gateway.settings.tree import (
     DEFAULT_UPSTREAM_MODEL,
     Limits,
     LogAndSessions,
     Serving,
-    Settings,
     Slice,
+    ToolLimits,
     Upstream,
     Who,
 )
+from gateway.settings.whole import Settings
+from gateway.settings.wrong import SettingsError, did_you_mean, short
 
 PREFIX = "CONVOBASE_"
 CONFIG_VARIABLE = "CONVOBASE_CONFIG"
 DEFAULT_FILE = "convobase.toml"
-_SHOWN_CHARS = 60
 _OPENAI = ("openai_api_key", "openai_base_url")
 
 S = TypeVar("S", bound=Slice)
 
 
-class SettingsError(Exception):
-    """A setting is wrong. Its text is one line that names the setting as the user wrote it and says what would be
-    right; it never holds a secret."""
-
-
-class _Flat(Serving, LogAndSessions, Upstream, Who, Limits, BaseSettings):
+class _Flat(Serving, LogAndSessions, Upstream, ToolLimits, Who, Limits, BaseSettings):
     """All settings side by side, which is how people write them."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
@@ -68,6 +65,7 @@ def load_settings(**overrides: Any) -> Settings:
     """
     flags = {name: value for name, value in overrides.items() if value is not None}
     path, toml = _read_file()
+    tables = {name: toml.pop(name) for name in TABLES if name in toml}
     where = _Where(flags, toml, path)
     _refuse_unknown(where, flags, toml)
     try:
@@ -75,7 +73,7 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         # Never chained: pydantic's text would repeat the value.
         raise where.wrong(str(error.errors(include_url=False)[0]["loc"][0])) from None
-    settings = _tree(flat)
+    settings = _tree(flat, *read_tools(tables, path, os.environ))
     broken = broken_rule(settings)
     if broken is not None:
         name, sentence = broken
@@ -107,28 +105,17 @@ class _Where:
         name = name.lower()
         field = _Flat.model_fields[name]
         spelled, value = self._source(name)
-        shown = "" if _secret(name, value) else f" is {_short(value)}, which"
+        shown = "" if _secret(name, value) else f" is {short(value)}, which"
         extra = cast(dict[str, str], field.json_schema_extra)
         return SettingsError(f"{spelled}{shown} isn't right: give {extra['right']}.")
 
     def unknown_key(self, key: str, known: Mapping[str, str]) -> SettingsError:
-        return SettingsError(f"`{key}` in {self._path} is not a setting{_did_you_mean(key, known)}")
+        return SettingsError(f"`{key}` in {self._path} is not a setting{did_you_mean(key, known)}")
 
 
 def _secret(name: str, value: object) -> bool:
     # A URL with an `@` may carry a password.
     return isinstance(value, SecretStr) or name in ("jwt_secret", "openai_api_key") or "@" in str(value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
-
-
-def _did_you_mean(name: str, known: Mapping[str, str]) -> str:
-    """`known`: what may have been meant, and how to write it."""
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean `{known[close[0]]}`?" if close else "; see the table of settings in README.md."
 
 
 def _read_file() -> tuple[Path, dict[str, Any]]:
@@ -157,7 +144,7 @@ def _refuse_unknown(where: _Where, flags: Mapping[str, object], toml: Mapping[st
     known = {name: name for name in _Flat.model_fields}
     for name in flags:
         if name not in known:
-            hint = _did_you_mean(name, {key: "--" + key.replace("_", "-") for key in known})
+            hint = did_you_mean(name, {key: "--" + key.replace("_", "-") for key in known})
             raise SettingsError(f"--{name.replace('_', '-')} is not a setting{hint}")
     for key in toml:
         if key not in known:
@@ -167,11 +154,11 @@ def _refuse_unknown(where: _Where, flags: Mapping[str, object], toml: Mapping[st
     variables["CONFIG"] = CONFIG_VARIABLE
     for variable in os.environ:
         if variable.upper().startswith(PREFIX) and variable.upper() not in variables.values():
-            hint = _did_you_mean(variable.upper().removeprefix(PREFIX), variables)
+            hint = did_you_mean(variable.upper().removeprefix(PREFIX), variables)
             raise SettingsError(f"{variable} is not a setting{hint}")
 
 
-def _tree(flat: _Flat) -> Settings:
+def _tree(flat: _Flat, http: dict[str, HttpTool], mcp: dict[str, McpServer]) -> Settings:
     has_upstream = flat.openai_api_key is not None or flat.openai_base_url is not None
     model = flat.model
     if has_upstream and "model" not in flat.model_fields_set:
@@ -180,6 +167,7 @@ def _tree(flat: _Flat) -> Settings:
         serving=_slice(Serving, flat),
         log=_slice(LogAndSessions, flat),
         model=_slice(Upstream, flat, model=model, summary_model=flat.summary_model or model),
+        tools=Tools.model_construct(tool_concurrency=flat.tool_concurrency, http=http, mcp=mcp),
         who=_slice(Who, flat),
         limits=_slice(Limits, flat),
     )

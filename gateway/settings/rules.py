@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gateway.settings.tree import Limits, Settings, Who
+from gateway.settings.tree import Limits, Who
+from gateway.settings.whole import Settings
 
 _LATER = "comes with a later version"
 

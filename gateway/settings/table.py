@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pydantic import SecretStr
 
-from gateway.settings.tree import Limits, LogAndSessions, Serving, Slice, Upstream, Who
+from gateway.settings.tree import Limits, LogAndSessions, Serving, Slice, ToolLimits, Upstream, Who
 
 _GROUPS: tuple[tuple[str, type[Slice]], ...] = (
     ("Serving", Serving),
     ("Log and sessions", LogAndSessions),
     ("Model", Upstream),
+    ("Tools", ToolLimits),
     ("Who", Who),
     ("How much", Limits),
 )

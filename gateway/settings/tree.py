@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
+
+from gateway.settings.template import RIGHT, checked_template
 
 DEFAULT_UPSTREAM_MODEL = "gpt-5.4-mini"
 """Taken when an upstream is set and `MODEL` isn't: OpenAI's current small chat model."""
@@ -60,6 +62,12 @@ def _known_engine(value: str) -> str:
 def _minus_one_or_more(value: float) -> float:
     if value < 0 and value != -1:
         raise ValueError("negative")
+    return value
+
+
+def _window(value: int) -> int:
+    if value != 0 and value < 256:
+        raise ValueError("too small")
     return value
 
 
@@ -141,7 +149,21 @@ class Upstream(Slice):
     summary_model: str = _setting("", "writes summaries; default: `MODEL`", "the name of a model")
     embedding_model: str | None = _setting(None, "for choosing tools", "the name of an embedding model")
     max_context_tokens: Whole = _setting(8000, "budget of a model call", "a whole number of at least 256", ge=256)
+    model_window: Annotated[Whole, AfterValidator(_window)] = _setting(
+        0,
+        "context window of `MODEL`, which bounds the budget too; 0: as known for common models, else no bound",
+        "0, or a whole number of at least 256",
+    )
     max_tools: Whole = _setting(16, "tools in a model call", _AT_LEAST_1, ge=1)
+    system_prompt: Annotated[str, AfterValidator(checked_template)] = _setting(
+        "",
+        "template of the system prompt, with `{date}` `{weekday}` `{time}` (UTC) `{system}` `{summary}` `{claims}` "
+        "`{claims.NAME}`; a `{system}` or `{summary}` that it doesn't mention is added at its end",
+        RIGHT,
+    )
+    client_system: Annotated[Literal["allow", "refuse"], BeforeValidator(_lower)] = _setting(
+        "allow", "whether clients may set `system`: `allow` or `refuse`", "allow or refuse"
+    )
     first_token_timeout_s: Seconds = _setting(60, "until a model's first token", _SECONDS_OVER_0, gt=0)
     token_timeout_s: Seconds = _setting(30, "between two tokens", _SECONDS_OVER_0, gt=0)
     function_timeout_s: Seconds = _setting(300, "for the result of a function call", _SECONDS_OVER_0, gt=0)
@@ -160,6 +182,14 @@ class Upstream(Slice):
         "a URL that starts with http:// or https://",
         pattern=r"^https?://[^\s/]",
         validation_alias=AliasChoices("openai_base_url", "OPENAI_BASE_URL"),
+    )
+
+
+class ToolLimits(Slice):
+    """For the tools that the gateway runs itself; those are in `gateway.settings.tools`."""
+
+    tool_concurrency: Whole = _setting(
+        16, "calls of the gateway's own tools that run at once; more of them wait", _AT_LEAST_1, ge=1
     )
 
 
@@ -196,13 +226,3 @@ class Limits(Slice):
     max_streams: Whole = _setting(10000, "turns that run at once", _AT_LEAST_1, ge=1)
     messages_per_minute: Whole = _setting(0, "later version", _AT_LEAST_0, ge=0)
     tokens_per_day: Whole = _setting(0, "later version", _AT_LEAST_0, ge=0)
-
-
-class Settings(NamedTuple):
-    """The whole tree. Hand on slices, not this."""
-
-    serving: Serving = Serving()
-    log: LogAndSessions = LogAndSessions()
-    model: Upstream = Upstream()
-    who: Who = Who()
-    limits: Limits = Limits()

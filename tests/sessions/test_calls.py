@@ -10,15 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.models.model import CallFragment, ModelError
-from gateway.sessions.calls import MAX_ARGUMENTS_CHARS, MAX_CALLS, CallAssembler, WholeCall
-from protocol.codes import ErrorCode
+from gateway.sessions.calls import (
+    DECLINED,
+    MAX_ARGUMENTS_CHARS,
+    MAX_CALLS,
+    BrokenCalls,
+    CallAssembler,
+    WholeCall,
+    approval,
+    check_tools,
+)
+from gateway.settings.tools import Tools
+from gateway.tools.toolbox import Toolbox
+from protocol.codes import ErrorCode, Refusal
+from protocol.frames import UNSET, FunctionSpec, Tool
 
 
-def assembled(*fragments: tuple[int, str | None, str]) -> list[WholeCall]:
+def assembled(*fragments: tuple[int, str | None, str]) -> list[WholeCall] | BrokenCalls:
     assembler = CallAssembler()
     for index, name, arguments in fragments:
         assembler.add(CallFragment(index, None, name, arguments))
-    return assembler.whole()
+    return assembler.whole({})
 
 
 @pytest.mark.parametrize(
@@ -40,13 +52,31 @@ def test_whole(fragments: list[Any], calls: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("fragments", "words"),
     [
-        ([(0, None, "{}")], "without naming"),
+        ([(0, None, "{}")], "a function's name has"),
+        ([(0, "a b", "{}")], "a function's name has"),
+        ([(0, "f" * 65, "{}")], "a function's name has"),
         ([(0, "f", "{")], "aren't valid JSON"),
         ([(0, "f", '{"a": NaN}')], "aren't valid JSON"),
         ([(0, "f", '{"a": "\\ud800"}')], "aren't valid JSON"),
-        ([(0, "f", "[]")], "aren't a JSON object"),
-        ([(0, "f" * 500, "1")], "f" * 64 + " aren't"),
+        ([(0, "f", "[]")], "have to be a JSON object"),
         ([(0, "f", '{"a":' + "[" * 128 + "]" * 128 + "}")], "deeper than 128 levels"),
+    ],
+)
+def test_what_is_given_back_to_the_model(fragments: list[Any], words: str) -> None:
+    broken = assembled(*fragments, (7, "fine", "{}"))
+    assert isinstance(broken, BrokenCalls)
+    (problem,) = broken.problems
+    assert words in problem
+    asked, *answers = broken.messages("so far")
+    assert (asked["role"], asked["content"], len(asked["tool_calls"])) == ("assistant", "so far", 2)
+    assert [answer["tool_call_id"] for answer in answers] == [call["id"] for call in asked["tool_calls"]]
+    assert words in answers[0]["content"]
+    assert "not run" in answers[1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("fragments", "words"),
+    [
         ([(0, "f", "x" * MAX_ARGUMENTS_CHARS), (0, None, "x")], "longer than a million"),
         ([(0, "f" * (MAX_ARGUMENTS_CHARS + 1), "")], "longer than a million"),
         ([(index, "f", "") for index in range(MAX_CALLS + 1)], "more than 128 calls"),
@@ -56,6 +86,44 @@ def test_what_is_refused(fragments: list[Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as refused:
         assembled(*fragments)
     assert (refused.value.code, refused.value.transient) == (ErrorCode.STREAM_ERROR, False)
+
+
+SEARCH = Tool(FunctionSpec(name="search", parameters={"type": "object", "properties": {"n": {"type": "integer"}}}))
+
+
+def test_arguments_are_checked_against_the_schema() -> None:
+    assembler = CallAssembler()
+    assembler.add(CallFragment(0, None, "search", '{"n": "three"}'))
+    broken = assembler.whole({"search": SEARCH})
+    assert isinstance(broken, BrokenCalls)
+    assert "`n`" in broken.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "word"),
+    [
+        (True, UNSET, (True, UNSET)),
+        ({"approved": True}, UNSET, (True, UNSET)),
+        (False, UNSET, (False, DECLINED)),
+        ({"approved": False}, UNSET, (False, DECLINED)),
+        (UNSET, "too dear", (False, "too dear")),
+    ],
+)
+def test_a_users_word_on_a_call(result: Any, error: Any, word: Any) -> None:
+    assert approval(result, error) == word
+
+
+@pytest.mark.parametrize("result", [None, 1, "yes", {}, {"approved": "yes"}, []])
+def test_what_is_no_word(result: Any) -> None:
+    with pytest.raises(Refusal, match="true or false"):
+        approval(result, UNSET)
+
+
+def test_tools_of_clients_are_checked() -> None:
+    toolbox = Toolbox(Tools())
+    check_tools([SEARCH], toolbox)
+    with pytest.raises(Refusal, match=r"`tools\[1\]\.function\.parameters`"):
+        check_tools([SEARCH, Tool(FunctionSpec(name="f", parameters={"type": "nonsense"}))], toolbox)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5)), st.data())

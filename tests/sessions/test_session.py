@@ -298,5 +298,5 @@ async def play(plan: list[Any], steps: list[tuple[Any, ...]], batch_chars: int) 
 @given(MODEL_CALLS, COMMANDS, st.sampled_from([0, 10]))
 def test_invariants(plan: list[Any], steps: list[tuple[Any, ...]], batch_chars: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gateway.sessions.turn.RETRY_BASE_S", 0.0)
+        patch.setattr("gateway.sessions.generation.RETRY_BASE_S", 0.0)
         asyncio.run(play(plan, steps, batch_chars))

@@ -16,6 +16,7 @@ ALLOWED = {
     (State.REQUESTED, Event.FINISH): State.COMPLETED,
     (State.STREAMING, Event.OUTPUT): State.STREAMING,
     (State.STREAMING, Event.CALLS): State.WAITING,
+    (State.STREAMING, Event.REPEAT): State.PREPARING,
     (State.STREAMING, Event.FINISH): State.COMPLETED,
     (State.WAITING, Event.ANSWERED): State.PREPARING,
     **{(state, Event.CANCEL): State.CANCELLED for state in OPEN},

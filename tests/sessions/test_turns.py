@@ -9,7 +9,19 @@ import pytest
 
 from gateway.models.model import CallFragment, Finish, ModelError
 from protocol.codes import ErrorCode, Refusal
-from protocol.frames import UNSET, Done, Error, FoldedCall, FunctionResult, Message, Restart, Token, Usage
+from protocol.frames import (
+    UNSET,
+    Done,
+    Error,
+    FoldedCall,
+    FunctionResult,
+    FunctionSpec,
+    Message,
+    Restart,
+    Token,
+    Tool,
+    Usage,
+)
 from tests.support.node import KEY, Node, is_call, is_end, is_token, kinds, read, read_until, running_node, text
 from tests.support.scripted import END, ScriptedModel, calls
 
@@ -132,9 +144,6 @@ async def test_a_conversation_that_was_only_asked_about_leaves_no_session() -> N
         ([["some"], broken()], "STREAM_ERROR"),
         ([["some"], broken(ErrorCode.UPSTREAM_UNAVAILABLE)], "UPSTREAM_UNAVAILABLE"),
         ([ZeroDivisionError("a secret")], "INTERNAL"),
-        ([[CallFragment(0, "x", "f", '{"a":')], [Finish(None)]], "STREAM_ERROR"),
-        ([[CallFragment(0, "x", "f", "[1]")], [Finish(None)]], "STREAM_ERROR"),
-        ([[CallFragment(0, "x", None, "{}")], [Finish(None)]], "STREAM_ERROR"),
     ],
 )
 async def test_a_failed_turn_ends_with_one_error(script: list[Any], code: str) -> None:
@@ -148,8 +157,43 @@ async def test_a_failed_turn_ends_with_one_error(script: list[Any], code: str) -
         assert kinds(await node.ask("again"))[0] == "message"
 
 
+BROKEN = [
+    [CallFragment(0, "x", "f", '{"a":')],
+    [CallFragment(0, "x", "f", "[1]")],
+    [CallFragment(0, "x", None, "{}")],
+    [CallFragment(0, "x", "f", '{"n": "three"}')],
+]
+N = Tool(FunctionSpec(name="f", parameters={"type": "object", "properties": {"n": {"type": "integer"}}}))
+
+
+@pytest.mark.parametrize("fragments", BROKEN)
+async def test_broken_calls_are_given_back_to_the_model_once(fragments: list[Any]) -> None:
+    model = ScriptedModel([["so"], [*fragments, Finish(None)]], [[", then"], calls(("f", {"n": 3}))], [END])
+    async with running_node(model) as node:
+        session, done = await node.send(tools=[N])
+        (call,) = await waiting(node)
+        assert call.args == {"n": 3}
+        asked, answer = model.requests[1].messages[-2:]
+        assert (asked["role"], asked["content"], answer["role"]) == ("assistant", "so", "tool")
+        assert answer["content"].startswith("error: ")
+        await node.pool.answer(KEY, call.call_id, 1, UNSET)
+        frames = await read(session, done)
+        assert kinds(frames) == ["message", "token", "function_call", "function_result", "done"]
+        assert end_of(frames).text_length == len("so, then")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fragments", BROKEN)
+async def test_calls_that_stay_broken_fail_the_turn(fragments: list[Any]) -> None:
+    async with running_node(ScriptedModel([[*fragments, Finish(None)]])) as node:
+        frames = await node.ask(tools=[N])
+        end = end_of(frames)
+        assert isinstance(end, Error)
+        assert (end.error.code, end.error.retryable, len(node.model.requests)) == ("STREAM_ERROR", False, 2)
+        assert kinds(frames) == ["message", "error"]
+
+
 async def test_a_transient_failure_before_the_first_token_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.sessions.turn.RETRY_BASE_S", 0.001)
+    monkeypatch.setattr("gateway.sessions.generation.RETRY_BASE_S", 0.001)
     model = ScriptedModel([broken(ErrorCode.UPSTREAM_UNAVAILABLE)], [broken()], [["fine"], END])
     async with running_node(model) as node:
         frames = await node.ask()
@@ -157,7 +201,7 @@ async def test_a_transient_failure_before_the_first_token_is_tried_again(monkeyp
 
 
 async def test_three_attempts_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.sessions.turn.RETRY_BASE_S", 0.001)
+    monkeypatch.setattr("gateway.sessions.generation.RETRY_BASE_S", 0.001)
     model = ScriptedModel([broken(ErrorCode.UPSTREAM_RATE_LIMITED)])
     async with running_node(model) as node:
         end = end_of(await node.ask())

@@ -14,11 +14,13 @@ from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Log, Position
 from gateway.logs.memory import MemoryLog
 from gateway.models.model import Model
+from gateway.sessions.generation import Engine
 from gateway.sessions.pool import SessionPool
 from gateway.sessions.session import Acknowledged, Session
-from gateway.sessions.turn import Engine
 from gateway.settings import Limits, LogAndSessions, Upstream
+from gateway.settings.tools import Tools
 from gateway.telemetry.metrics import Metrics
+from gateway.tools.toolbox import Toolbox
 from protocol.frames import ChatMessage, Done, Entry, Error, FunctionCall, Token
 
 KEY = Key("0:/anonymous", "c1")
@@ -27,7 +29,7 @@ KEY = Key("0:/anonymous", "c1")
 class Node:
     """One node; `key` is the conversation that the shorthands use."""
 
-    def __init__(self, log: Log, model: Model, **settings: Any) -> None:
+    def __init__(self, log: Log, model: Model, toolbox: Toolbox | None = None, **settings: Any) -> None:
         self.log = log
         self.model = model
         self.metrics = Metrics()
@@ -38,7 +40,12 @@ class Node:
         self.pool = SessionPool(
             self.journal,
             Engine(
-                model, ContextManager(upstream, Summarizer(model, upstream.model)), upstream, log_settings, self.metrics
+                model,
+                ContextManager(upstream, Summarizer(model, upstream.model)),
+                toolbox or Toolbox(Tools()),
+                upstream,
+                log_settings,
+                self.metrics,
             ),
             limits,
         )
