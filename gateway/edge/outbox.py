@@ -123,10 +123,13 @@ class Outbox:
         out, self._direct = self._direct, []
         size = 0
         if not self._shell.paused:
-            while self._ready and size < FLUSH_BYTES:
-                sub = next(iter(self._ready))
-                del self._ready[sub]
-                size += self._take(sub, out)
+            woken, self._ready = iter(self._ready), {}
+            for sub in woken:
+                size += 0 if sub.closed else self._take(sub, out)
+                if size >= FLUSH_BYTES:
+                    break
+            # Those whose turn hasn't come go ahead of those that have more.
+            self._ready = {**dict.fromkeys(woken), **self._ready}
         if out:
             self._shell.write(out)
         if self._ready and not self._shell.paused:

@@ -145,6 +145,12 @@ class Routes:
         await _acknowledged(self._pool.answer(key, frame.call_id, frame.result, frame.error))
         return json_answer({"accepted": True})
 
+    async def not_a_handshake(self, request: Request) -> Response:
+        text = "This address is for WebSocket connections; send Upgrade: websocket. Without it: POST /api/chat/stream."
+        answer = refusal_answer(Refusal(ErrorCode.BAD_FRAME, text), 426)
+        answer.headers["Upgrade"] = "websocket"
+        return answer
+
     # ------------------------------------------------------------ operations
 
     async def healthz(self, request: Request) -> Response:
@@ -293,6 +299,7 @@ def http_app(edge: Edge) -> ASGIApp:
             Route(conversation, routes.delete, methods=["DELETE"]),
             Route(f"{conversation}/cancel", routes.cancel, methods=["POST"]),
             Route(f"{conversation}/function_results", routes.function_results, methods=["POST"]),
+            Route("/chat", routes.not_a_handshake),
             Route("/healthz", routes.healthz),
             Route("/readyz", routes.readyz),
             Route("/metrics", routes.metrics),

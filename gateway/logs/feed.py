@@ -72,6 +72,8 @@ class Committer(Protocol):
     """What a feed needs of the journal."""
 
     log: Log
+    available: bool
+    """The last commit worked; while it is false not even tokens may run ahead of the log."""
 
     def due(self, feed: Feed, *, urgent: bool) -> None: ...
 
@@ -166,7 +168,7 @@ class Feed:
                 raise AssertionError(f"entry {entry.seq} can't follow {self.seq}")
             self.seq = entry.seq
             if type(entry) is Token:
-                if self.visible == entry.seq - 1:
+                if self.visible == entry.seq - 1 and self._journal.available:
                     self.visible = entry.seq
             else:
                 urgent = True
