@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Final
 
-LEAST_EVICTED: Final = 256
+LEAST_EVICTED: Final = 64
 """Fewer evictions don't pay for a trim, which takes some milliseconds for each 10 MB."""
 SETTLE_S: Final = 2.0
 """After the evictions: the tails of their feeds go a second later."""

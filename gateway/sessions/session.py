@@ -147,14 +147,14 @@ class Session:
             if approves:
                 return self.feed.seq
             raise Refusal(ErrorCode.CALL_CLOSED, "This call was approved already.")
+        if call.runs == "gateway":
+            raise Refusal(ErrorCode.CALL_CLOSED, "The gateway itself runs this function.")
         if not call.open:
             if not approves and call.error == error and same_json(call.result, result):
                 return self.feed.seq
             raise Refusal(ErrorCode.CALL_CLOSED, "This call already has another answer.")
         if turn.end is not None:
             raise Refusal(ErrorCode.CALL_CLOSED, "The turn of this call has ended.")
-        if call.runs == "gateway":
-            raise Refusal(ErrorCode.CALL_CLOSED, "The gateway itself runs this function.")
         if approves:
             self._approve(turn, call)
         else:

@@ -119,6 +119,9 @@ class TurnRun:
         except Exception:
             log_lines.exception("turn failed by a bug")
             self._fail(Refusal(ErrorCode.INTERNAL, "The gateway failed on this turn. Please try again."))
+        finally:
+            # Each holds the other: an ended turn would keep its session in memory until the collector comes by.
+            self._earlier_tokens, self._generation = self.tokens, None
 
     def _fail(self, refusal: Refusal) -> None:
         if not self.state.over:

@@ -1,0 +1,175 @@
+"""Real processes for the shows: a gateway as `convobase serve` runs it, and the scripted upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 30.0
+_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
+_GATEWAY_SETTINGS = ("CONVOBASE_", "OPENAI_")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    # The command's name, in parentheses, may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICKS_S
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process now."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError(pid)
+
+
+def clean_environment(**settings: object) -> dict[str, str]:
+    """Ours without any setting of a gateway, and with these."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_GATEWAY_SETTINGS)}
+    given = {f"CONVOBASE_{name}": str(value) for name, value in settings.items()}
+    return {**inherited, **given, "PYTHONPATH": str(ROOT)}
+
+
+class GatewayProcess:
+    """`convobase serve` on a free port. `start` again after `kill` is the same gateway, on the same log."""
+
+    def __init__(self, folder: Path, *, upstream: str | None = None, **settings: object) -> None:
+        """`upstream` is an `OPENAI_BASE_URL`; None: the demo model. `settings` as in the environment."""
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._environment = clean_environment(**{"LOG_LEVEL": "warning", "DRAIN_S": 2, **settings})
+        if upstream is not None:
+            self._environment |= {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "none"}
+        self._process: asyncio.subprocess.Process | None = None
+        self.log = folder / "gateway.log"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Returns when `/readyz` says so. Raises `RuntimeError` with the gateway's own words when it doesn't."""
+        with self.log.open("ab") as out:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gateway.cli", "serve", "--port", str(self.port),
+                cwd=self._folder, env=self._environment, stdout=out, stderr=out,
+            )  # fmt: skip
+        async with aiohttp.ClientSession() as session:
+            for _ in range(int(START_TIMEOUT_S / 0.05)):
+                if self._process.returncode is not None:
+                    break
+                try:
+                    async with session.get(f"{self.url}/readyz") as answer:
+                        if answer.status == 200:
+                            return
+                except aiohttp.ClientConnectionError:
+                    pass
+                await asyncio.sleep(0.05)
+        raise RuntimeError(f"the gateway didn't start: {self.log.read_text()[-2000:]}")
+
+    async def kill(self) -> None:
+        """`kill -9`."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        await self._end(signal.SIGTERM)
+
+    async def _end(self, number: int) -> None:
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.send_signal(number)
+        try:
+            async with asyncio.timeout(40):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def cpu_s(self) -> float:
+        return cpu_s(self.pid)
+
+    def rss_bytes(self) -> int:
+        return rss_bytes(self.pid)
+
+    def complaints(self) -> list[str]:
+        """Tracebacks in the gateway's log: there should be none."""
+        return [line for line in self.log.read_text(errors="replace").splitlines() if "Traceback" in line]
+
+    async def metric(self, name: str) -> float:
+        """A sample of `/metrics` without labels. Raises `KeyError`."""
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics") as answer:
+            for line in (await answer.text()).splitlines():
+                if line.startswith(f"{name} "):
+                    return float(line.split()[1])
+        raise KeyError(name)
+
+
+@asynccontextmanager
+async def running_gateway(*, upstream: str | None = None, **settings: object) -> AsyncIterator[GatewayProcess]:
+    """A gateway in a new folder, which goes with it."""
+    with TemporaryDirectory(prefix="convobase-show-") as folder:
+        gateway = GatewayProcess(Path(folder), upstream=upstream, **settings)
+        try:
+            await gateway.start()
+            yield gateway
+        finally:
+            await gateway.stop()
+
+
+class UpstreamProcess:
+    """The scripted upstream (`benchmarks.upstream`)."""
+
+    def __init__(self, port: int) -> None:
+        self._origin = f"http://127.0.0.1:{port}"
+        self.url = f"{self._origin}/v1"
+
+    async def record(self, key: str | None = None) -> list[dict[str, Any]]:
+        """What it remembers, oldest first."""
+        params = {} if key is None else {"key": key}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self._origin}/record", params=params) as answer,
+        ):
+            told: list[dict[str, Any]] = await answer.json()
+            return told
+
+    async def forget(self) -> None:
+        async with aiohttp.ClientSession() as session, session.delete(f"{self._origin}/record") as answer:
+            await answer.read()
+
+
+@asynccontextmanager
+async def running_upstream() -> AsyncIterator[UpstreamProcess]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.upstream",
+        cwd=ROOT, env=clean_environment(), stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            port = int(await process.stdout.readline())
+        yield UpstreamProcess(port)
+    finally:
+        process.terminate()
+        await process.wait()
