@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import structlog
@@ -18,6 +19,7 @@ import uvicorn
 from websockets.http11 import Request
 
 from gateway.context.manager import ContextManager
+from gateway.context.selection import ToolSelector
 from gateway.context.summary import Summarizer
 from gateway.edge.connection import Connection
 from gateway.edge.gate import Gate
@@ -39,6 +41,9 @@ from gateway.telemetry.metrics import Metrics
 from gateway.tools.toolbox import make_toolbox
 from protocol.codes import CloseCode, ErrorCode, Refusal
 from protocol.frames import Welcome
+
+if TYPE_CHECKING:
+    from gateway.models.embeddings import OpenAIEmbeddings
 
 GOAWAY_SPREAD_MS = 3000
 """Clients that are sent away come back spread over this time, so that the next node isn't stormed."""
@@ -67,6 +72,20 @@ def make_model(settings: Upstream) -> Model:
     return OpenAICompatible(api_key=key.get_secret_value() if key else None, base_url=settings.openai_base_url)
 
 
+def make_embeddings(settings: Upstream) -> OpenAIEmbeddings | None:
+    """For choosing tools by meaning; None: by words."""
+    if not settings.embedding_model or settings.model == "demo":
+        return None
+    from gateway.models.embeddings import OpenAIEmbeddings  # noqa: PLC0415 # as above
+
+    key = settings.openai_api_key
+    return OpenAIEmbeddings(
+        settings.embedding_model,
+        api_key=key.get_secret_value() if key else None,
+        base_url=settings.openai_base_url,
+    )
+
+
 class Gateway:
     """One node. `start` before, `drain` and `close` after serving; each once."""
 
@@ -76,7 +95,12 @@ class Gateway:
         self.model = model or make_model(settings.model)
         self.metrics = Metrics()
         self.journal = Journal(self.log)
-        context = ContextManager(settings.model, Summarizer(self.model, settings.model.summary_model))
+        self.embeddings = make_embeddings(settings.model)
+        context = ContextManager(
+            settings.model,
+            Summarizer(self.model, settings.model.summary_model),
+            ToolSelector(settings.model.max_tools, self.embeddings),
+        )
         context.preload()
         self.toolbox = make_toolbox(settings.tools)
         engine = Engine(self.model, context, self.toolbox, settings.model, settings.log, self.metrics)
@@ -200,6 +224,8 @@ class Gateway:
         await self.journal.close()
         await self.log.close()
         await self.model.close()
+        if self.embeddings is not None:
+            await self.embeddings.close()
 
 
 def _token(request: Request) -> str | None:

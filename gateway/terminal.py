@@ -43,6 +43,8 @@ Type a message and press Enter. Ctrl-C stops the answer, Ctrl-D leaves.
   /help         this text (other /words go to the model: ask the demo model with " /help")
   /quit         leave"""
 
+APPROVALS = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
+
 
 async def chat(url: str, *, token: TokenSource = None, console: Console | None = None) -> int:
     """Talks to the gateway at `url` until the person leaves; returns the exit status (1: no gateway there).
@@ -92,6 +94,8 @@ class Conversation:
         self._person = sys.stdin.isatty() and console.is_terminal
         self._sending: asyncio.Task[Turn] | None = None
         self._turn: Turn | None = None
+        self._shown_calls: set[str] = set()
+        """Of the turn that runs: a call that comes again was approved."""
         self._stopping: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -149,9 +153,12 @@ class Conversation:
         try:
             async for frame in turn:
                 await self._show(frame, turn, page)
+                if isinstance(frame, FunctionCall):
+                    self._shown_calls.add(frame.call_id)
         finally:
             page.flush()
             self._turn = None
+            self._shown_calls.clear()
         if turn.error is not None:
             self._console.print(Text(f"{turn.error.message} ({turn.error.code})", "red"))
         elif turn.finish_reason != "stop":
@@ -159,6 +166,8 @@ class Conversation:
 
     async def _show(self, frame: AnyServerFrame, turn: Turn, page: Page) -> None:
         match frame:
+            case FunctionCall() if frame.call_id in self._shown_calls:
+                self._note(f"{frame.name} is approved, and the gateway runs it")
             case FunctionCall():
                 page.flush()
                 self._console.print(
@@ -176,10 +185,11 @@ class Conversation:
 
     async def _call(self, call: FunctionCall) -> None:
         """Asks the person for the result. A turn that ends meanwhile is told by the gateway's refusal."""
-        prompt = "approve it? JSON, such as true › " if call.runs == "approval" else "its result, as JSON › "
-        result = self._parse(await self._read(prompt))
-        while result is UNSET:
-            result = self._parse(await self._read(prompt))
+        prompt, parse = ("its result, as JSON › ", self._parse)
+        if call.runs == "approval":
+            prompt, parse = ("may the gateway run it? yes or no › ", self._parse_approval)
+        while (result := parse(await self._read(prompt))) is UNSET:
+            pass
         with suppress(RequestError):
             await self._client.function_result(call.conversation_id, call.call_id, result=result)
 
@@ -189,6 +199,12 @@ class Conversation:
         except ValueError:
             self._console.print(Text('That isn\'t JSON: numbers as they are, text "in quotes", {"or": "an object"}.'))
             return UNSET
+
+    def _parse_approval(self, line: str) -> Any:
+        word = APPROVALS.get(line.strip().lower(), UNSET)
+        if word is UNSET:
+            self._console.print(Text("Type yes or no."))
+        return word
 
     async def _history(self) -> None:
         try:

@@ -14,8 +14,8 @@ from gateway.settings.table import settings_table
 
 README = Path(__file__).parent.parent / "README.md"
 
-# contract.md, "Command line and settings"; INSECURE is the flag of the same name, `tools` came with function calls. The contract allows more:
-# MODEL_WINDOW, SYSTEM_PROMPT and CLIENT_SYSTEM are such.
+# contract.md, "Command line and settings"; INSECURE is the flag of the same name. The contract allows more: `tools`
+# came with function calls, MODEL_WINDOW, SYSTEM_PROMPT and CLIENT_SYSTEM with the context.
 CONTRACT: dict[str, dict[str, Any]] = {
     "serving": {
         "host": "127.0.0.1",
@@ -176,7 +176,11 @@ def test_origins(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("DRAIN_S", "inf", "CONVOBASE_DRAIN_S is 'inf', which isn't right: give a number of seconds, at least 0."),
         ("ORPHAN_GRACE_S", "-2", "CONVOBASE_ORPHAN_GRACE_S is '-2', which isn't right: give -1 or a number of "),
         ("MODEL_WINDOW", "100", "CONVOBASE_MODEL_WINDOW is '100', which isn't right: give 0, or a whole number of at"),
-        ("SYSTEM_PROMPT", "It is {dat}", "CONVOBASE_SYSTEM_PROMPT is 'It is {dat}', which isn't right: give a text whose"),
+        (
+            "SYSTEM_PROMPT",
+            "It is {dat}",
+            "CONVOBASE_SYSTEM_PROMPT is 'It is {dat}', which isn't right: give a text whose",
+        ),
         ("SYSTEM_PROMPT", "{claims.a.b}", "CONVOBASE_SYSTEM_PROMPT is '{claims.a.b}', which isn't right: give a text"),
         ("CLIENT_SYSTEM", "ask", "CONVOBASE_CLIENT_SYSTEM is 'ask', which isn't right: give allow or refuse."),
         ("LOG_FORMAT", "xml", "CONVOBASE_LOG_FORMAT is 'xml', which isn't right: give console or json."),

@@ -38,6 +38,8 @@ LEAST_SUMMARY_TOKENS = 32
 HEADING_TOKENS = 32
 """Kept for what stands around a summary: its heading, its message, and the notice of a gap."""
 GAP_NOTICE = "Some messages after that were left out; their content isn't known to you."
+KEPT_SOURCES = 10_000
+"""300 bytes each. What was forgotten is found again in the conversation."""
 RECENT_TURNS = 8
 """A tool called in one of these is called lately."""
 
@@ -95,6 +97,8 @@ class ContextManager:
         self._now = now
         self._prompt = SystemPrompt(settings.system_prompt)
         self._budgets = Budgets(settings)
+        self._sources: dict[str, str] = {}
+        """Turn by turn whose `system` holds; empty: nobody's. It saves the way back through a long conversation."""
 
     def preload(self) -> None:
         """Starts to load the vocabulary, so that the first turn doesn't wait for it."""
@@ -129,8 +133,8 @@ class ContextManager:
         server_tools: Sequence[Tool] = (),
         claims: Mapping[str, str] = NO_CLAIMS,
     ) -> Prepared:
-        """The next model call of `turn`, with those of the gateway's and its question's tools that matter, if `tools`. Counts of ended
-        turns are kept in `known`; `claims` are the user's that may enter the prompt. Raises `Refusal`
+        """The next model call of `turn`, with those of the gateway's and its question's tools that matter, if `tools`.
+        Counts of ended turns are kept in `known`; `claims` are the user's that may enter the prompt. Raises `Refusal`
         (`CONTEXT_TOO_LARGE`). Safe to cancel."""
         options = turn.message.options or Options()
         model = options.model or self._settings.model
@@ -166,11 +170,19 @@ class ContextManager:
         """The conversation's own: what the last message up to this one that had a `system` said."""
         if self._settings.client_system == "refuse":
             return None
-        for candidate in _backwards(fold, turn):
-            options = candidate.message.options
-            if options is not None and options.system is not None:
-                return options.system
-        return None
+        source = next((found for one in _backwards(fold, turn) if (found := self._source(one)) is not None), "")
+        self._sources[turn.turn_id] = source
+        while len(self._sources) > KEPT_SOURCES:
+            del self._sources[next(iter(self._sources))]
+        options = fold.turns[source].message.options if source else None
+        return options.system if options is not None else None
+
+    def _source(self, turn: TurnFold) -> str | None:
+        """The turn whose `system` holds for `turn`, as far as that is known without a look at earlier ones."""
+        options = turn.message.options
+        if options is not None and options.system is not None:
+            return turn.turn_id
+        return self._sources.get(turn.turn_id)
 
     # ------------------------------------------------------------ over budget
 

@@ -1,8 +1,8 @@
 """Chooses the tools of a model call, when there are more than the model should see.
 
 By default with BM25 over the words of names, descriptions and parameters (bm25s; the formula is Robertson's with
-Lucene's idf); with an embedding model by the cosine between the message and each tool. A tool that was called lately
-in the conversation stays: "and now the same for Paris" names none.
+Lucene's idf); with an embedding model by the cosine between the message and each tool, and a little of the words. A
+tool that was called lately in the conversation stays: "and now the same for Paris" names none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 import structlog
 
-from gateway.context.words import words_of
+from gateway.context.words import query_of, words_of
 from protocol.frames import Tool
 
 NAME_WEIGHT = 3
@@ -27,6 +28,8 @@ DESCRIPTION_CHARS = 2_000
 """Of a description; what a tool is for comes first."""
 MESSAGE_CHARS = 4_000
 """Of a message, half from its beginning and half from its end."""
+WORDS_SHARE = 0.2
+"""With embeddings, the tool whose words fit best gets so much beside its cosine: each finds what the other misses."""
 RECENT_SHARE = 0.5
 """Tools called lately take at most this share of the places, or a new wish could never be met."""
 INDEXED_TOOLS = 10_000
@@ -105,10 +108,13 @@ class ToolSelector:
             # In a thread: the first time it loads numpy (0.2 s), and large lists take milliseconds.
             index = await asyncio.to_thread(_index, tools)
             self._words.put(listed, index, len(tools))
-        known = index.get_tokens_ids(list(dict.fromkeys(words_of(message))))
-        if not known:
-            return [0.0] * len(tools)
-        scores: list[float] = index.get_scores_from_ids(known).tolist()
+        scores = [0.0] * len(tools)
+        words = query_of(message)
+        for weight in set(words.values()):
+            known = index.get_tokens_ids([word for word, own in words.items() if own == weight])
+            if known:
+                found = index.get_scores_from_ids(known).tolist()
+                scores = [score + weight * more for score, more in zip(scores, found, strict=True)]
         return scores
 
     # ------------------------------------------------------------ meaning
@@ -126,12 +132,14 @@ class ToolSelector:
                 self._vectors.put(listed, vectors, len(tools))
             else:
                 (query,) = await self._embed([message])
-            scores: list[float] = (vectors @ _unit_rows([query])[0]).tolist()
+            cosines: list[float] = (vectors @ _unit_rows([query])[0]).tolist()
         except Exception as problem:  # noqa: BLE001  # whatever it is, words serve instead
             self._embed_after_s = loop.time() + EMBEDDING_PAUSE_S
             log_lines.warning("no embeddings: tools are chosen by their words", problem=_one_line(problem))
             return None
-        return scores
+        words = await self._by_words(tools, listed, message)
+        most = max(words) or 1.0
+        return [cosine + WORDS_SHARE * score / most for cosine, score in zip(cosines, words, strict=True)]
 
 
 class _Kept(Generic[V]):
@@ -167,7 +175,10 @@ def _index(tools: Sequence[Tool]) -> _Index:
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # its debug lines would reach ours
     ids: dict[str, int] = {}
-    rows = [[ids.setdefault(word, len(ids)) for word in _words(tool)] for tool in tools]
+    rows: list[list[int]] = []
+    for tool in tools:
+        rows.append([ids.setdefault(word, len(ids)) for word in _words(tool)])
+        time.sleep(0)  # lets the event loop have the interpreter, which it else waits 5 ms for
     made = bm25s.BM25()
     made.index((rows, ids), show_progress=False)
     index: _Index = made

@@ -7,6 +7,7 @@ spaces become pairs of characters, as is usual for searching them (Lucene's CJK 
 from __future__ import annotations
 
 import re
+from functools import cache, lru_cache
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[^\W_]+")
@@ -24,16 +25,79 @@ _SMALL = (
 _STOP_WORDS = frozenset(_SMALL.split())
 """Common in questions and rare in descriptions, so that their rarity would count for much and mean nothing."""
 
+_KIN = """
+folder directory
+pr pull request
+picture image photo screenshot
+save write store
+open read view show
+remove delete erase forget drop
+find search look lookup locate
+make create new
+change edit modify update fix replace
+rename move put
+repo repository
+ticket issue bug problem
+website site page web
+link url
+mail email
+chat message slack
+tell post send announce write say
+remember memory knowledge
+press click push hit
+type fill enter
+choose select pick
+answer reply respond
+history log recent
+undo reset revert
+switch checkout
+address street
+coordinate latitude longitude geocode position
+height altitude elevation
+route way direction
+far distance
+people user member colleague person account
+place location nearby near
+time clock hour
+database sql table
+difference diff compare change
+status state check
+label tag
+script javascript code
+list which
+"""
+"""Words of one line say the same when people ask for what computers do; tools have been named with one of them."""
+
+_HINTS = (
+    (re.compile(r"https?://\S+"), "url"),
+    (re.compile(r"(?<!\w)[~/][\w./-]+|\b[\w~./-]+\.[a-z][a-z0-9]{1,4}\b"), "file"),
+    (re.compile(r"\b\d{1,2}:\d\d\b|\b\d{1,2} ?[ap]m\b"), "time"),
+)
+"""What shows by its shape what it is, and is seldom named."""
+KIN_WEIGHT = 0.5
+KEPT_WORDS, KEPT_CHARS = 8_192, 32
+"""Most words of a list of tools come again and again: so many are remembered, 300 bytes each; longer ones aren't."""
+
 
 def words_of(text: str) -> list[str]:
     """The words of `text`, lower case and stemmed, in order; `createIssue` and `create_issue` are two each."""
-    words: list[str] = []
-    for found in _WORD.findall(_CAMEL.sub(" ", text)):
-        word = found.lower()
-        if word in _STOP_WORDS:
-            continue
-        words += _pairs(word) if _UNSPACED.search(word) else [stem(word)]
-    return words
+    return [
+        piece
+        for found in _WORD.findall(text)
+        for piece in (_kept_pieces(found) if len(found) <= KEPT_CHARS else _pieces(found))
+    ]
+
+
+def _pieces(found: str) -> tuple[str, ...]:
+    pieces: list[str] = []
+    for part in _CAMEL.sub(" ", found).split():
+        word = part.lower()
+        if word not in _STOP_WORDS:
+            pieces += _pairs(word) if _UNSPACED.search(word) else [stem(word)]
+    return tuple(pieces)
+
+
+_kept_pieces = lru_cache(maxsize=KEPT_WORDS)(_pieces)
 
 
 def _pairs(word: str) -> list[str]:
@@ -61,7 +125,7 @@ def stem(word: str) -> str:
         rest = word.removesuffix(ending)
         if rest != word and len(rest) >= 3 and _VOWEL.search(rest):
             word = rest
-            if word[-1] == word[-2] and word[-1] not in "lsz":
+            if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
                 word = word[:-1]
             break
     if word.endswith("e") and len(word) > 3:
@@ -77,3 +141,23 @@ def _singular(word: str) -> str:
     if word.endswith("s") and not word.endswith(("us", "ss", "is")):
         return word[:-1]
     return word
+
+
+def query_of(message: str) -> dict[str, float]:
+    """The words of a message, words of the same meaning, and what it holds by its shape, each with its weight."""
+    weights = dict.fromkeys(words_of(message), 1.0)
+    weights |= {hint: 1.0 for shape, hint in _HINTS if shape.search(message)}
+    for word in list(weights):
+        for other in _kin().get(word, ()):
+            weights.setdefault(other, KIN_WEIGHT)
+    return weights
+
+
+@cache
+def _kin() -> dict[str, list[str]]:
+    kin: dict[str, list[str]] = {}
+    for line in _KIN.strip().splitlines():
+        stems = [stem(word) for word in line.split()]
+        for one in stems:
+            kin.setdefault(one, []).extend(other for other in stems if other != one)
+    return kin

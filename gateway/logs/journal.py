@@ -16,7 +16,7 @@ import structlog
 from gateway.logs.feed import Feed
 from gateway.logs.log import Append, Key, Log, LogUnavailable
 
-TOKEN_DELAY_S = 0.02
+TOKEN_DELAY_S = 0.01
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
 
 log_lines = structlog.get_logger(__name__)

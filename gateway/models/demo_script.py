@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from gateway.models import demo_text as text
 from gateway.models.demo_calls import Call, asked_calls, call_steps, fitting_calls, results_of
 from gateway.models.demo_steps import FAILURES, Pause, Step, spoken, tokens_of
+from gateway.models.demo_summary import summary_of, wants_summary
 from gateway.models.model import Finish, ModelRequest
 
 DEFAULT_LONG_TOKENS = 500
@@ -62,6 +63,8 @@ class _Scene(NamedTuple):
 
 def script_for(request: ModelRequest) -> Script:
     users = [_content(m) for m in request.messages if m.get("role") == "user"] or [""]
+    if wants_summary(request.messages):
+        return Script(_limited(spoken(summary_of(users[-1], request.max_tokens)), request.max_tokens), FAST)
     commands, rest = _commands(users[-1])
     scene = _Scene(request, users, rest, random.Random(_seed(request.messages)))
     speed = SLOW if "slow" in commands else FAST if "fast" in commands else 1.0

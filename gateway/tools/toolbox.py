@@ -20,6 +20,7 @@ from gateway.settings import HttpTool, SettingsError, Tools
 from gateway.tools.failure import ToolFailed, clipped
 from gateway.tools.http import call_endpoint, http_session
 from gateway.tools.schemas import schema_problem
+from protocol.checks import json_problem
 from protocol.frames import FunctionSpec, Runs, Tool
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ class Toolbox:
             raise ToolFailed(
                 f"the result has {size_bytes} bytes of JSON, more than the {entry.max_result_bytes} that it may have"
             )
+        if problem := json_problem(result):
+            raise ToolFailed(f"the result {problem}")
         return result
 
     async def _called(self, name: str, entry: _Entry, args: dict[str, Any], call_id: str) -> Any:

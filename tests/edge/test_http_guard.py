@@ -109,10 +109,10 @@ async def test_the_time_is_the_clients_only() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async with serving(app=app, handshake_timeout_s=0.1) as server:
+    async with serving(app=app, handshake_timeout_s=0.6) as server:
         reader, writer = await server.connect()
         writer.write(GET + GET[:10])
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.9)
         go.set()
         await reader.readuntil(b"ok")
         writer.write(GET[10:])

@@ -10,7 +10,8 @@ export class CallCard {
   constructor(part, onAnswer) {
     this.state = h("span", { class: "call-state" });
     this.outcome = h("div", { class: "call-outcome" });
-    this.form = part.runs !== "gateway" && !part.answered ? this.#form(part, onAnswer) : null;
+    this.form = part.answered || part.runs === "gateway" ? null
+      : part.runs === "approval" ? this.#approval(part, onAnswer) : this.#form(part, onAnswer);
     this.shown = null;
     this.element = h("section", { class: "call", data: { call: part.callId, name: part.name } },
       h("header", {}, icon("function"), h("code", { class: "call-name", text: part.name }), this.state),
@@ -20,12 +21,23 @@ export class CallCard {
     this.element.setAttribute("aria-label", `Function call ${part.name}`);
   }
 
+  #approval(part, onAnswer) {
+    const button = (text, result, kind) => h("button", {
+      type: "button",
+      class: kind,
+      text,
+      on: { click: () => { onAnswer(part.callId, { result }); setText(this.state, "sent"); } },
+    });
+    return h("div", { class: "call-form" },
+      h("div", { class: "row" }, button("Approve", true, "primary small"), button("Decline", false, "small")));
+  }
+
   #form(part, onAnswer) {
     const area = h("textarea", { rows: "3", spellcheck: "false", "aria-label": `Answer to ${part.name}, as JSON` });
     area.value = pretty(suggestion(part));
     const problem = h("p", { class: "problem", role: "alert" });
-    const submit = h("button", { type: "submit", class: "primary small", text: part.runs === "approval" ? "Approve" : "Send result" });
-    const refuse = h("button", { type: "button", class: "small", text: part.runs === "approval" ? "Refuse" : "Send as error" });
+    const submit = h("button", { type: "submit", class: "primary small", text: "Send result" });
+    const refuse = h("button", { type: "button", class: "small", text: "Send as error" });
     const form = h("form", { class: "call-form" }, area, problem, h("div", { class: "row" }, submit, refuse));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -40,7 +52,7 @@ export class CallCard {
       }
     });
     refuse.addEventListener("click", () => {
-      onAnswer(part.callId, { error: part.runs === "approval" ? "The user refused." : area.value.trim() || "failed" });
+      onAnswer(part.callId, { error: area.value.trim() || "failed" });
       setText(this.state, "sent");
     });
     return form;
@@ -48,13 +60,14 @@ export class CallCard {
 
   update(part, turnEnded) {
     const state = part.answered ? (part.error === null ? "answered" : "error") : turnEnded ? "closed" : "open";
-    if (state === this.shown) return;
-    this.shown = state;
+    const shown = `${state} ${part.runs}`;
+    if (shown === this.shown) return;
+    this.shown = shown;
     setAttribute(this.element, "data-state", state);
     const words = { answered: "answered", error: "answered with an error", closed: "closed without an answer" };
     setText(this.state, words[state] ?? ASKS[part.runs] ?? part.runs);
+    if (state !== "open" || part.runs === "gateway") this.form?.remove(); // answered, or approved
     if (state === "open") return;
-    this.form?.remove();
     this.outcome.replaceChildren();
     if (part.answered) this.outcome.append(outcome(part));
   }
@@ -68,8 +81,7 @@ function outcome({ error, result }) {
 }
 
 /** Something plausible to send, so that a first answer is one click; it can be edited. */
-function suggestion({ name, args, runs }) {
-  if (runs === "approval") return { approved: true };
+function suggestion({ name, args }) {
   if (name === "get_weather") return { city: args.city ?? "Oslo", temperature_c: 7, sky: "light rain" };
   if (name === "get_time") return { time: new Date().toISOString() };
   return { ok: true };

@@ -43,6 +43,11 @@ class Turn {
   get openCalls() {
     return this.ended ? [] : this.parts.filter((part) => part.kind === "call" && !part.answered);
   }
+
+  /** Whether people have to answer something before it goes on; what the gateway runs isn't theirs to answer. */
+  get waits() {
+    return this.openCalls.some((part) => part.runs !== "gateway");
+  }
 }
 
 export class Conversation {
@@ -65,7 +70,7 @@ export class Conversation {
   /** `idle`, `streaming`, `waiting` (for a function result) or `failed` (the last turn did). */
   get state() {
     const running = this.running;
-    if (running) return running.openCalls.length > 0 ? "waiting" : "streaming";
+    if (running) return running.waits ? "waiting" : "streaming";
     if (this.turns.some((turn) => !turn.ended)) return "streaming";
     return this.turns.at(-1)?.status === "failed" ? "failed" : "idle";
   }
@@ -155,12 +160,12 @@ export class Conversation {
         this.#addText(turn, frame.content, frame.first_seq ?? frame.seq, frame.seq);
         return "applied";
       case "function_call":
-        turn.parts.push(callPart(frame));
-        turn.status = "function_call";
+        askCall(turn, frame);
+        turn.status = turn.waits ? "function_call" : "running";
         return "applied";
       case "function_result":
         answerCall(turn, frame);
-        if (turn.openCalls.length === 0) turn.status = "running";
+        if (!turn.waits) turn.status = "running";
         return "applied";
       case "context":
         turn.parts.push({ kind: "note", note: "context", compacted: frame.compacted });
@@ -242,8 +247,17 @@ function callPart(call) {
   return { kind: "call", callId, name, args, runs, answered, result: call.result, error: call.error ?? null };
 }
 
+const findCall = (turn, callId) => turn.parts.find((part) => part.kind === "call" && part.callId === callId);
+
+/** A call that is logged again was approved: from now on the gateway runs it. */
+function askCall(turn, frame) {
+  const part = findCall(turn, frame.call_id);
+  if (part) part.runs = frame.runs;
+  else turn.parts.push(callPart(frame));
+}
+
 function answerCall(turn, frame) {
-  const part = turn.parts.find((other) => other.kind === "call" && other.callId === frame.call_id);
+  const part = findCall(turn, frame.call_id);
   if (!part) return;
   part.answered = true;
   part.result = frame.result;
