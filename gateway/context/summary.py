@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from gateway.context.counting import TokenCounter
+from gateway.context.quotes import HEADING, chosen, joined_summary, quotes, split_summary, without_repeats
 from gateway.models.model import Model, ModelError, ModelRequest
 
 INSTRUCTIONS = (
@@ -18,6 +19,8 @@ INSTRUCTIONS = (
 )
 TIMEOUT_S = 60.0
 RETRY_S = 0.5
+QUOTE_SHARE = 0.4
+"""Of a summary: what is kept word for word."""
 
 
 class SummaryFailed(Exception):
@@ -50,18 +53,34 @@ class Summarizer:
     ) -> str:
         """`summary` and the chat messages of `turns` in at most `limit_tokens`; what is read at once is at most
         about `chunk_tokens`. Raises `SummaryFailed`. Safe to cancel."""
-        for chunk in await _chunks(turns, counter, chunk_tokens):
+        prose, quoted = split_summary(summary)
+        chunks = await _chunks(turns, counter, chunk_tokens)
+        for number, chunk in enumerate(chunks):
+            room = int(QUOTE_SHARE * limit_tokens)
+            kept = await _quoted(quoted, chunk, counter, room)
+            taken, size = await counter.count_many([joined_summary("", kept), prose])
             try:
-                written = await self._ask(_question(summary, chunk, limit_tokens), limit_tokens)
-            except (ModelError, TimeoutError) as problem:
-                raise SummaryFailed(str(problem) or "no summary in time", summary) from None
-            size, replaced = await counter.count_many([written, summary + chunk])
-            if not written:
-                raise SummaryFailed("the model wrote nothing", summary)
-            if size >= replaced or size > limit_tokens:
-                raise SummaryFailed(f"{size} tokens in place of {replaced}, at most {limit_tokens} allowed", summary)
-            summary = written
-        return summary
+                prose = await self._written(prose, chunk, counter, limit_tokens - taken)
+            except SummaryFailed as problem:
+                # What the model can't tell of the rest is kept as far as it can be quoted.
+                kept = await _quoted(quoted, "\n".join(chunks[number:]), counter, min(room, limit_tokens - size))
+                raise SummaryFailed(str(problem), joined_summary(prose, kept)) from None
+            quoted = kept
+        return joined_summary(prose, quoted)
+
+    async def _written(self, prose: str, chunk: str, counter: TokenCounter, limit_tokens: int) -> str:
+        """The model's own part, anew."""
+        try:
+            written = await self._ask(_question(prose, chunk, limit_tokens), limit_tokens)
+        except (ModelError, TimeoutError) as problem:
+            raise SummaryFailed(str(problem) or "no summary in time", prose) from None
+        written = without_repeats(written)
+        size, replaced = await counter.count_many([written, prose + chunk])
+        if not written:
+            raise SummaryFailed("the model wrote nothing", prose)
+        if size >= replaced or size > limit_tokens:
+            raise SummaryFailed(f"{size} tokens in place of {replaced}, at most {limit_tokens} allowed", prose)
+        return written
 
     async def _ask(self, question: str, limit_tokens: int) -> str:
         """One answer. A failure that may pass is tried once more: what isn't summarised is forgotten for good."""
@@ -85,6 +104,15 @@ class Summarizer:
             async for events in stream:
                 text += [event for event in events if isinstance(event, str)]
         return "".join(text).strip()
+
+
+async def _quoted(quoted: Sequence[str], chunk: str, counter: TokenCounter, room: int) -> list[str]:
+    """Lines of those quoted earlier and of new messages, in at most `room` tokens with their heading."""
+    candidates = list(quotes("\n".join([*quoted, chunk])))
+    if not candidates:
+        return []
+    heading, *sizes = await counter.count_many([f"{HEADING}\n", *(f"- {quote.line}\n" for quote in candidates)])
+    return chosen(candidates, sizes, room - heading)
 
 
 def _question(summary: str, chunk: str, limit_tokens: int) -> str:

@@ -35,14 +35,18 @@ CHROMIUM_FLAGS = (
 
 
 @contextmanager
-def running_gateway(log_path: Path) -> Iterator[str]:
+def running_gateway(log_path: Path, config: Path | None = None) -> Iterator[str]:
     """`convobase serve` with the demo model and an empty `memory:` log on a free port; yields its base URL.
+
+    `config` is a `convobase.toml`.
 
     What it prints goes to `log_path`, and into the failure when it doesn't get ready.
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     env = {**os.environ, "CONVOBASE_LOG_URL": "memory:", "CONVOBASE_DRAIN_S": "1", "NO_COLOR": "1"}
+    if config is not None:
+        env["CONVOBASE_CONFIG"] = str(config)
     command = [sys.executable, "-m", "gateway.cli", "serve", "--port", str(port)]
     with log_path.open("w+b") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, async_playwright, expect
 
 from tests.e2e.browser import ANSWER_WITHIN_MS, CHROMIUM_FLAGS, Playground, running_gateway
@@ -256,6 +258,60 @@ async def test_an_open_call_survives_a_reload(playground: Playground) -> None:
     await playground.ended()
 
 
+PAY_TOOL = """
+[tools.pay_invoice]
+description = "Pays an invoice."
+url = "{url}pay"
+approval = true
+"""
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def shop(browser: Browser, tmp_path: Path) -> AsyncIterator[tuple[Playground, list[str]]]:
+    """The page of a gateway with a tool that needs approval, and the paths that the tool was called with."""
+    called: list[str] = []
+
+    async def pay(request: web.Request) -> web.Response:
+        called.append(request.path)
+        return web.json_response({"paid": True})
+
+    app = web.Application()
+    app.router.add_get("/pay", pay)
+    async with TestServer(app) as server:
+        config = tmp_path / "convobase.toml"
+        config.write_text(PAY_TOOL.format(url=server.make_url("/")))
+        with running_gateway(tmp_path / "gateway.log", config) as url:
+            user = await browser.new_context()
+            opened = await Playground(await user.new_page(), url).open()
+            yield opened, called
+            await user.close()
+            assert opened.problems == []
+
+
+async def test_a_call_of_the_gateways_own_is_approved_or_declined(shop: tuple[Playground, list[str]]) -> None:
+    playground, called = shop
+    card = playground.page.locator(".call").last
+    await playground.say("/call pay_invoice {}")
+    await expect(card.locator(".call-state")).to_have_text("wants your approval", timeout=ANSWER_WITHIN_MS)
+    await expect(card.locator("textarea")).to_have_count(0)
+    await playground.page.reload()
+    await playground.connected()
+    assert called == []
+    await card.get_by_role("button", name="Approve").click()
+    await expect(card).to_have_attribute("data-state", "answered")
+    await playground.ended()
+    await expect(playground.page.locator(".call")).to_have_count(1)
+    await expect(card.get_by_role("button")).to_have_count(0)
+    assert json.loads(await card.locator(".call-outcome pre").inner_text()) == {"paid": True}
+
+    await playground.say("/call pay_invoice {}")
+    await card.get_by_role("button", name="Decline").click(timeout=ANSWER_WITHIN_MS)
+    await expect(card).to_have_attribute("data-state", "error")
+    await playground.ended()
+    await expect(card.locator(".call-outcome pre")).to_contain_text("declined")
+    assert called == ["/pay"]
+
+
 async def test_a_failed_turn_says_why_and_can_be_asked_again(playground: Playground) -> None:
     await playground.say("/fail rate_limited")
     turn = await playground.ended("failed")
@@ -327,7 +383,8 @@ FOLD = """async (frames) => {
   const fold = new Conversation("c");
   const outcomes = frames.map((frame) => frame.messages ? fold.load(frame) ?? "loaded" : fold.apply(frame));
   const turns = fold.turns.map(({ id, status, text, proof }) => [id, status, text, proof?.actual ?? null]);
-  return { outcomes, turns, cursor: [fold.seq, fold.epoch], state: fold.state };
+  const calls = fold.turns.flatMap((turn) => turn.parts).filter((part) => part.kind === "call").length;
+  return { outcomes, turns, calls, cursor: [fold.seq, fold.epoch], state: fold.state };
 }"""
 
 
@@ -347,8 +404,8 @@ def restart(seq: int, turn: str, keep_seq: int) -> dict[str, Any]:
     return {"type": "restart", "seq": seq, "turn_id": turn, "attempt": 2, "keep_seq": keep_seq, "epoch": 1700000000}
 
 
-def call(seq: int, turn: str) -> dict[str, Any]:
-    more = {"call_id": "k", "name": "f", "args": {}, "runs": "client", "round": 1}
+def call(seq: int, turn: str, runs: str = "client") -> dict[str, Any]:
+    more = {"call_id": "k", "name": "f", "args": {}, "runs": runs, "round": 1}
     return {"type": "function_call", "seq": seq, "turn_id": turn, **more}
 
 
@@ -414,6 +471,18 @@ FOLDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     ),
     "an open call waits": (
         [message(1, "t"), call(2, "t")],
+        {"turns": [["t", "function_call", "", None]], "state": "waiting"},
+    ),
+    "the gateway's own call doesn't wait for people": (
+        [message(1, "t"), call(2, "t", "gateway")],
+        {"turns": [["t", "running", "", None]], "state": "streaming"},
+    ),
+    "an approved call is the same call": (
+        [message(1, "t"), call(2, "t", "approval"), call(3, "t", "gateway"), result(4, "t"), done(5, "t", 0)],
+        {"turns": [["t", "completed", "", 0]], "calls": 1, "state": "idle"},
+    ),
+    "an approval waits": (
+        [message(1, "t"), call(2, "t", "approval")],
         {"turns": [["t", "function_call", "", None]], "state": "waiting"},
     ),
 }  # fmt: skip
