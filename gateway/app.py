@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
@@ -51,6 +51,7 @@ GC_GENERATION_0 = 20_000
 """Streams make many short-lived objects and no cycles: the collector's default of 700 only costs time."""
 
 BACKLOG = 4096
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log_lines = structlog.get_logger(__name__)
 
@@ -219,13 +220,13 @@ class Gateway:
             connection.goaway("draining", random.randint(0, GOAWAY_SPREAD_MS))
 
     async def close(self) -> None:
-        await self.pool.close()
-        await self.toolbox.close()
-        await self.journal.close()
-        await self.log.close()
-        await self.model.close()
-        if self.embeddings is not None:
-            await self.embeddings.close()
+        """In this order: turns are handed over, tools end, entries are written, the log is marked clean. One part's
+        failure doesn't keep the others from closing. Also right after a `start` that failed or was cancelled."""
+        async with AsyncExitStack() as parts:
+            if self.embeddings is not None:
+                parts.push_async_callback(self.embeddings.close)
+            for part in (self.model, self.log, self.journal, self.toolbox, self.pool):
+                parts.push_async_callback(part.close)
 
 
 def _token(request: Request) -> str | None:
@@ -247,13 +248,12 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own would end the process by the signal before the gateway is closed."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
+        for number in SIGNALS:
             loop.add_signal_handler(number, self.stop)
         try:
             yield
         finally:
-            for number in signals:
+            for number in SIGNALS:
                 loop.remove_signal_handler(number)
 
     def stop(self) -> None:
@@ -264,8 +264,12 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     async def _drain(self) -> None:
-        await self._gateway.drain()
-        self.should_exit = True
+        try:
+            await self._gateway.drain()
+        except Exception:
+            log_lines.exception("draining failed by a bug")
+        finally:
+            self.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -302,16 +306,34 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         ssl_keyfile=serving.tls_key,
         timeout_graceful_shutdown=5,
     )
-    await gateway.start()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_GENERATION_0, 50, 50)
-    scheme = "https" if serving.tls_cert else "http"
-    host, port = listener.getsockname()[:2]
-    address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-    log_lines.info("ready", address=address, model=settings.model.model, log=settings.log.url)
     try:
+        with _signals_cancel():
+            await gateway.start()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_GENERATION_0, 50, 50)
+        log_lines.info("ready", address=_address(settings, listener), model=settings.model.model, log=settings.log.url)
         await Server(config, gateway).serve([listener])
     finally:
         await gateway.close()
         log_lines.info("stopped")
+
+
+def _address(settings: Settings, listener: socket.socket) -> str:
+    scheme = "https" if settings.serving.tls_cert else "http"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+@contextmanager
+def _signals_cancel() -> Iterator[None]:
+    """While the gateway starts, a signal cancels the task that starts it, so that what was begun is closed."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)

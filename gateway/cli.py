@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Annotated, Literal, NoReturn
 
@@ -80,6 +81,8 @@ def serve_command(
         uvloop.run(serve(settings, listener))
     except LogUnavailable as problem:
         _stop(str(problem))
+    except asyncio.CancelledError:
+        _stop("stopped before it was ready.")
 
 
 @app.command(name="chat")

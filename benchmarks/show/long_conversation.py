@@ -30,7 +30,7 @@ from gateway.settings import Upstream
 TITLE = "200 turns under 8,000 tokens: the last request still knows turn 3"
 TURNS = 200
 BUDGET = 8_000
-SUMMARY_TOKENS = 300
+SUMMARY_TOKENS = 150
 """The model's server stops it there."""
 NAME = "long"
 LAST_QUESTION = "Before I go to bed: what is Ingrid allergic to, and which contract do we have with the movers?"
@@ -58,10 +58,13 @@ class Router:
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await stream.prepare(request)
         said = bytearray()
-        async with self._session.post(self._address, json=body) as answer:
-            async for piece in answer.content.iter_any():
-                said += piece
-                await stream.write(piece)
+        try:
+            async with self._session.post(self._address, json=body) as answer:
+                async for piece in answer.content.iter_any():
+                    said += piece
+                    await stream.write(piece)
+        except ConnectionResetError:
+            return stream  # the gateway didn't wait for the end
         self.summaries.append(Summary(_text(bytes(said)), time.perf_counter() - started))
         return stream
 

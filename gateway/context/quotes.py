@@ -64,8 +64,9 @@ def quotes(text: str) -> Iterator[Quote]:
             continue
         for sentence in _SENTENCE.split(line):
             words = sentence.split()
-            if len(words) <= MAX_WORDS and len(sentence) <= MAX_CHARS and (worth := _worth(sentence)):
-                yield Quote(f"{speaker}: {' '.join(words)}", _SPEAKERS[speaker] * worth)
+            plain = " ".join(words)
+            if len(words) <= MAX_WORDS and len(plain) <= MAX_CHARS and (worth := _worth(plain)):
+                yield Quote(f"{speaker}: {plain}", _SPEAKERS[speaker] * worth)
 
 
 def _worth(sentence: str) -> float:
@@ -95,12 +96,14 @@ def without_repeats(text: str) -> str:
     seen: set[str] = set()
     lines = []
     for line in text.splitlines():
-        fresh = []
-        for sentence in re.split(r"(?<=[.!?。！？])\s+", line):
-            key = " ".join(sentence.casefold().split()).lstrip("-*0123456789. ")
-            if key not in seen or not key:
+        fresh, said_more = [], not line
+        for sentence in _SENTENCE.split(line):
+            key = " ".join(sentence.casefold().split()).lstrip("-*0123456789. ")  # without a list's mark
+            if key not in seen:
                 fresh.append(sentence)
+                said_more |= bool(key)
+            if key:
                 seen.add(key)
-        if fresh or not line:
+        if said_more:
             lines.append(" ".join(fresh))
     return "\n".join(lines).strip()

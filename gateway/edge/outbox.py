@@ -12,11 +12,12 @@ import asyncio
 import structlog
 from msgspec import structs
 
+from gateway.edge.answers import refused
 from gateway.edge.websocket import WebSocketShell
 from gateway.logs.feed import Cursor, Feed, Slice
 from gateway.logs.log import LogUnavailable, Position
 from protocol.codec import JSON, Codec
-from protocol.codes import CloseCode
+from protocol.codes import CloseCode, ErrorCode, Refusal
 from protocol.frames import AnyServerFrame, Deleted, Message
 
 FLUSH_BYTES = 131072
@@ -144,6 +145,8 @@ class Outbox:
         if not made.frames:
             if sub.cursor.feed.deleted:
                 self._leave(sub, out)
+            elif sub.cursor.feed.fenced:
+                self._give_up(sub)
             return 0
         payloads = self._encoded(sub, made)
         out += payloads
@@ -168,9 +171,22 @@ class Outbox:
 
     def _leave(self, sub: Subscription, out: list[bytes]) -> None:
         conversation_id = sub.cursor.feed.key.conversation_id
+        out += self._unanswered(sub, Refusal(ErrorCode.NOT_FOUND, "The conversation was deleted meanwhile."))
         out.append(self.codec.encode(Deleted(conversation_id=conversation_id)))
         if self.subscriptions.get(conversation_id) is sub:
             self.detach(conversation_id)
+
+    def _give_up(self, sub: Subscription) -> None:
+        """The conversation isn't this node's any more: the client comes back with its cursor, wherever that leads."""
+        moved = Refusal(ErrorCode.OVERLOADED, "This conversation moved. Connect again and resend.", retry_after_s=1)
+        self._shell.write(self._unanswered(sub, moved))
+        self._shell.close(CloseCode.DRAINING, "a conversation moved")
+
+    def _unanswered(self, sub: Subscription, refusal: Refusal) -> list[bytes]:
+        """The direct answers to messages that will never come by at this cursor."""
+        refs, sub.refs = sub.refs, {}
+        conversation_id = sub.cursor.feed.key.conversation_id
+        return [self.codec.encode(refused(refusal, ref, conversation_id)) for ref in refs.values()]
 
     # ------------------------------------------------------------ catching up from the log
 
@@ -201,7 +217,8 @@ class Outbox:
             if made.frames:
                 self._shell.write(self._encoded(sub, made))
             elif not sub.cursor.feed.deleted:
-                continue  # fenced off; nothing comes any more
+                self._give_up(sub)
+                continue
             self.ready(sub)
 
     def _caught_up(self, task: asyncio.Task[None]) -> None:

@@ -46,7 +46,7 @@ class Reader:
             yield made
             if made.frames:
                 continue
-            if cursor.feed.deleted or cursor.feed.handed_over:
+            if cursor.feed.deleted or cursor.feed.handed_over or cursor.feed.fenced:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(heartbeat_s):

@@ -41,10 +41,10 @@ async def reply_to(feed: Feed, seq: int, receive: Receive, heartbeat_s: float) -
             await asyncio.wait([watch])
     if feed.deleted:
         raise Refusal(ErrorCode.NOT_FOUND, "The conversation was deleted before the answer was complete.")
-    if feed.handed_over:
+    if feed.handed_over or feed.fenced:
         raise Refusal(
             ErrorCode.OVERLOADED,
-            "This node stops before the answer is complete. Send the message again under its message_id.",
+            "This node gave the conversation away before the answer was whole. Send it again under its message_id.",
             retry_after_s=1,
         )
     raise Gone

@@ -317,6 +317,8 @@ class Feed:
     async def read_after(self, after: int) -> Slice:
         """As `slice_after`, from the log. Raises `LogUnavailable`. Safe to cancel."""
         entries = await self._journal.log.read(self.key, after, SLICE_BYTES)
+        if self.fenced and self.deleted:
+            return NOTHING_NEW  # what is there now is another conversation under the same id
         return _slice(entries) if entries else NOTHING_NEW
 
     async def fold(self) -> Fold:

@@ -31,6 +31,9 @@ RECOVER_AT_ONCE = 32
 DELETE_GRACE_S = 1.0
 """How long readers that are behind may take to see the end of a conversation before it is erased."""
 
+DELETE_WAIT_S = 10.0
+"""How long a command waits for a deletion; that goes on by itself."""
+ERASE_RETRY_S = 0.5
 CLOSE_WITHIN_S = 3.0
 """How long `close` waits for what was begun: while the log can't be written a deletion has no end."""
 
@@ -50,6 +53,7 @@ class SessionPool:
     def __init__(self, journal: Journal, engine: Engine, limits: Limits) -> None:
         self.journal = journal
         self.draining = False
+        self._handed_over = False
         self._engine = engine
         self._limits = limits
         self._sessions: dict[Key, Session] = {}
@@ -123,8 +127,9 @@ class SessionPool:
             deleting = self._deleting[key] = asyncio.create_task(self._delete(key), name="delete")
             deleting.add_done_callback(lambda task: forget(self._deleting, key, task))
         try:
-            await asyncio.shield(deleting)
-        except LogUnavailable:
+            async with asyncio.timeout(DELETE_WAIT_S):
+                await asyncio.shield(deleting)
+        except (LogUnavailable, TimeoutError):
             raise _log_unreadable() from None
 
     async def _delete(self, key: Key) -> None:
@@ -135,9 +140,18 @@ class SessionPool:
         try:
             await feed.when_committed(feed.seq)
             await feed.end(DELETE_GRACE_S)
-            await self.journal.log.erase(feed.key)
+            await self._erase(feed.key)
         finally:
             self._drop(session)
+
+    async def _erase(self, key: Key) -> None:
+        """Readers were told already, so it is tried until the log can do it."""
+        while True:
+            try:
+                return await self.journal.log.erase(key)
+            except LogUnavailable as problem:
+                log_lines.warning("a conversation can't be erased yet", problem=str(problem))
+                await asyncio.sleep(ERASE_RETRY_S)
 
     def _drop(self, session: Session) -> None:
         """Nothing can be appended through this session any more; whoever comes next starts from the log."""
@@ -160,7 +174,9 @@ class SessionPool:
                 deleting = self._deleting.get(key)
                 if deleting is None:
                     return session
-                await asyncio.wait([deleting])
+                _, unfinished = await asyncio.wait([deleting], timeout=DELETE_WAIT_S)
+                if unfinished:
+                    raise _log_unreadable()
         except LogUnavailable:
             raise _log_unreadable() from None
 
@@ -191,6 +207,10 @@ class SessionPool:
         session = self._sessions[key] = Session(feed, fold, self._engine, self._start)
         session.last_active = self._loop.time()
         session.draining = self.draining
+        if self._handed_over:
+            feed.hand_over()
+        if self.draining:
+            return session
         # A session with an open turn is never evicted: whoever ran this one is gone.
         session.resume(lost=self.journal.log.unclean)
         return session
@@ -218,8 +238,14 @@ class SessionPool:
     def _ended(self, task: asyncio.Task[None]) -> None:
         run, session = self._runs.pop(task)
         self._touch(session)
-        if session.run is run:  # it left: the conversation isn't ours any more, and will be dropped
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log_lines.error("a turn's task ended by a bug", exc_info=problem)
+        if session.run is run:
             session.run = None
+            if session.feed.fenced:
+                self._drop(session)
+            elif run.turn.end is None and not session.draining:
+                session.abandon(run.turn)
         metrics = self._engine.metrics
         metrics.stream_ended(OUTCOMES.get(run.state, "left"), self._loop.time() - run.started_at, run.tokens)
         if isinstance(run.turn.end, Error):
@@ -261,6 +287,7 @@ class SessionPool:
             session.hand_over()
         if self._runs:
             await asyncio.wait(list(self._runs))
+        self._handed_over = True
         for session in list(self._sessions.values()):
             session.feed.hand_over()
 

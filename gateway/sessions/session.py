@@ -164,6 +164,13 @@ class Session:
         return self.feed.seq
 
     def _approve(self, turn: TurnFold, call: FoldedCall) -> None:
+        """Raises `Refusal` where nobody would run the tool: what is approved is run, or known to be in doubt."""
+        run = self.run
+        if run is None or run.turn is not turn:
+            stops = "This node is about to stop. Connect again and resend."
+            raise Refusal(ErrorCode.OVERLOADED, stops, retry_after_s=1)
+        if run.ending:
+            raise Refusal(ErrorCode.CALL_CLOSED, "The turn of this call is ending.")
         self._append(
             self._make(
                 FunctionCall,
@@ -175,8 +182,7 @@ class Session:
                 round=call.round,
             )
         )
-        if self.run is not None and self.run.turn is turn:
-            self.run.run_tool(turn.calls[call.call_id])
+        run.run_tool(turn.calls[call.call_id])
 
     def cancel_all(self) -> None:
         """Ends every open turn, in order (before the conversation is erased)."""
@@ -206,6 +212,12 @@ class Session:
                 self.resume(lost=False)
                 return
             self._append(self._make(Restart, turn.turn_id, attempt=attempt, keep_seq=turn.keep_seq))
+        self.advance()
+
+    def abandon(self, turn: TurnFold) -> None:
+        """Its run ended without ending it, which only a bug can do: the conversation goes on all the same."""
+        failed = Refusal(ErrorCode.INTERNAL, "The gateway failed on this turn. Please try again.")
+        self._append(self._failed(turn, failed))
         self.advance()
 
     def advance(self) -> None:

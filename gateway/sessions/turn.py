@@ -65,7 +65,11 @@ class TurnRun:
         self._earlier_tokens = 0
         """Of the generations before this one."""
         self._answered = asyncio.Event()
-        self._tool_tasks: set[asyncio.Task[None]] = set()
+        self.ending = False
+        """The calls of this round are closed, or the turn is: no tool is started any more."""
+        self._tool_tasks: dict[asyncio.Task[None], FoldedCall] = {}
+        self._begun: set[str] = set()
+        """Calls whose tool this run has started."""
 
     def start(self) -> asyncio.Task[None]:
         self.task = asyncio.create_task(self.run(), name=f"turn {self.turn.turn_id}")
@@ -192,14 +196,19 @@ class TurnRun:
         self._answered.set()
 
     def run_tool(self, call: FoldedCall) -> None:
-        """Starts a tool of the gateway, which the model asked for or the user has just approved."""
-        task = asyncio.create_task(self._run_tool(call), name=f"tool {call.name}")
-        self._tool_tasks.add(task)
-        task.add_done_callback(self._tool_tasks.discard)
+        """Starts a tool of the gateway, which the model asked for or the user has just approved: once, and not before
+        what was just appended is in the log, or a crash would forget that it ran."""
+        if call.call_id in self._begun or self.ending:
+            return
+        self._begun.add(call.call_id)
+        task = asyncio.create_task(self._run_tool(call, self.feed.seq), name=f"tool {call.name}")
+        self._tool_tasks[task] = call
+        task.add_done_callback(self._tool_ended)
 
     async def _results(self) -> None:
         """Waits until every open call has its result, however often the node changes meanwhile."""
         timeout_s = self._engine.model_settings.function_timeout_s
+        self.ending = False
         try:
             for call in self.turn.open_calls:
                 if call.runs == "gateway":
@@ -217,29 +226,46 @@ class TurnRun:
             await self._end_tools()
         self.move(Event.ANSWERED)
 
-    async def _run_tool(self, call: FoldedCall) -> None:
+    async def _run_tool(self, call: FoldedCall, after_seq: int) -> None:
         result: Any = UNSET
         error: str | UnsetType = UNSET
         try:
+            await self.feed.when_committed(after_seq)
             result = await self._engine.toolbox.run(call.name, call.args, call_id=call.call_id)
         except ToolFailed as failure:
             error = str(failure)
-        if not self.state.over:
+        except LogUnavailable:
+            return  # nothing can be logged for this turn any more, so nothing is done for it
+        self._close_call(call, result, error)
+
+    def _close_call(self, call: FoldedCall, result: Any, error: str | UnsetType) -> None:
+        if not self.state.over and self.turn.calls[call.call_id].open:
             self._host.append_result(self.turn, call, result, error)
             self.answered()
 
+    def _tool_ended(self, task: asyncio.Task[None]) -> None:
+        call = self._tool_tasks.pop(task)
+        if self.ending or (not task.cancelled() and task.exception() is None):
+            return
+        log_lines.error(
+            "a tool's task ended by a bug", tool=call.name, exc_info=None if task.cancelled() else task.exception()
+        )
+        self._close_call(call, UNSET, "the tool failed")
+
     async def _end_tools(self) -> None:
-        tasks = list(self._tool_tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        self.ending = True
+        while tasks := list(self._tool_tasks):
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
+            await asyncio.sleep(0)  # their callbacks take them out
 
     def _settle_unknown(self) -> None:
         """After a take-over: a tool of the gateway whose result isn't in the log may have run. It isn't run again
         unless that does no harm (SPEC.md section 10.6)."""
         for call in self.turn.open_calls:
-            if call.runs == "gateway" and not self._engine.toolbox.idempotent(call.name):
+            unknown = call.runs == "gateway" and call.call_id not in self._begun
+            if unknown and not self._engine.toolbox.idempotent(call.name):
                 self._host.append_result(self.turn, call, UNSET, OUTCOME_UNKNOWN)
 
 

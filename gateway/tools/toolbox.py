@@ -88,7 +88,7 @@ class Toolbox:
         """Ends every session and its process. Calls that still run fail."""
         self._is_open = False
         sessions, self._sessions = self._sessions, []
-        await asyncio.gather(*(session.stop() for session in sessions))
+        await asyncio.gather(*(session.stop() for session in sessions), return_exceptions=True)
         if self._http is not None:
             await self._http.close()
             self._http = None

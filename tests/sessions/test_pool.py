@@ -294,18 +294,28 @@ async def test_a_deletion_goes_on_when_its_caller_leaves() -> None:
         assert await node.entries() == []
 
 
-async def test_a_deletion_that_the_log_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deletion_that_the_log_refuses_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "DELETE_WAIT_S", 0.05)
+    monkeypatch.setattr(pools, "ERASE_RETRY_S", 0.01)
     async with running_node(short()) as node:
         await node.ask()
+        erase, down = node.log.erase, asyncio.Event()
 
-        async def no(key: Key) -> None:
-            raise LogUnavailable("down")
+        async def not_yet(key: Key) -> None:
+            if not down.is_set():
+                raise LogUnavailable("down")
+            await erase(key)
 
-        monkeypatch.setattr(node.log, "erase", no)
+        monkeypatch.setattr(node.log, "erase", not_yet)
         with pytest.raises(Refusal, match="OVERLOADED"):
             await node.pool.delete(KEY)
-        assert (await node.pool.existing(KEY)).fold.seq == 3
-        assert kinds(await node.ask("and on")) == ["message", "token", "done"]
+        with pytest.raises(Refusal, match="OVERLOADED"):
+            await node.pool.existing(KEY)
+        down.set()
+        await node.pool.delete(KEY)
+        with pytest.raises(Refusal, match="NOT_FOUND"):
+            await node.pool.existing(KEY)
+        assert kinds(await node.ask("anew")) == ["message", "token", "done"]
 
 
 async def test_closing_doesnt_wait_for_a_deletion_that_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from protocol.frames import (
     Restart,
     Tool,
 )
+from tests.support.faults import FaultLog
 from tests.support.node import KEY, Node, is_call, is_end, kinds, read, read_until, running_node, text
 from tests.support.scripted import END, ScriptedModel, calls
 
@@ -508,3 +509,57 @@ async def test_a_drain_waits_for_tools_of_the_gateway(endpoints: Endpoints) -> N
         await draining
         end = session.fold.turns[done.turn_id].end
         assert isinstance(end, Done)
+
+
+# ---------------------------------------------------------------- found in review
+
+
+async def test_nothing_runs_before_the_log_knows_that_it_may(endpoints: Endpoints) -> None:
+    log = FaultLog()
+    async with node_with_tools(endpoints, ScriptedModel([calls(("pay", {}))], [["paid"], END]), log) as node:
+        session, done = await node.send()
+        call = (await open_calls(node))["pay"]
+        log.down = True
+        approving = asyncio.create_task(node.pool.answer(KEY, call.call_id, True, UNSET))
+        while node.journal.available:  # until the commit has failed
+            await asyncio.sleep(0.005)
+        assert (endpoints.requests, approving.done()) == ([], False)
+        log.down = False
+        endpoints.gate.set()
+        await approving
+        await rest(session, done)
+        assert len(endpoints.requests) == 1
+
+
+async def test_an_approval_that_nobody_would_act_on_is_refused(endpoints: Endpoints) -> None:
+    async with node_with_tools(endpoints, ScriptedModel([calls(("pay", {}))])) as node:
+        await node.send()
+        call = (await open_calls(node))["pay"]
+        await node.pool.drain(0)
+        with pytest.raises(Refusal, match="OVERLOADED"):
+            await node.pool.answer(KEY, call.call_id, True, UNSET)
+        assert endpoints.requests == []
+
+
+async def test_no_tool_outlives_its_turn(endpoints: Endpoints) -> None:
+    model = ScriptedModel([calls(("slow", {}), ("pay", {}))])
+    async with node_with_tools(endpoints, model, function_timeout_s=0.3) as node:
+        session, done = await node.send()
+        call = (await open_calls(node, 2))["pay"]
+        await endpoints.asked(1)
+        run = session.run
+        assert run is not None
+        refused: list[str] = []
+
+        def approve(_: object) -> None:
+            try:
+                session.answer(call.call_id, True, UNSET)
+            except Refusal as refusal:
+                refused.append(refusal.code.name)
+
+        next(iter(run._tool_tasks)).add_done_callback(approve)
+        _, end = await rest(session, done)
+        assert isinstance(end, Error)
+        assert (end.error.code, refused) == ("FUNCTION_TIMEOUT", ["CALL_CLOSED"])
+        assert len(endpoints.requests) == 1
+        assert run._tool_tasks == {}
