@@ -54,11 +54,11 @@ def questions(turns: int) -> list[str]:
 
 
 def reply(question: str, number: int) -> list[str]:
-    """Pieces of an answer of about 150 tokens. It never repeats what the user told."""
+    """Pieces of an answer of about 90 tokens. It never repeats what the user told."""
     chance = random.Random(number)
     topic, things = next(
         ((topic, things) for topic, things in _TOPICS if topic in question), _TOPICS[number % len(_TOPICS)]
     )
     thing = next((thing for thing in things if thing in question), things[0])
-    text = " ".join(chance.sample(_SENTENCES, 7)).format(thing=thing, topic=topic)
+    text = " ".join(chance.sample(_SENTENCES, 4)).format(thing=thing, topic=topic)
     return [f"{word} " for word in text.split()]

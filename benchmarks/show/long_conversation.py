@@ -169,6 +169,6 @@ async def show(report: Report, _: str | None) -> None:
         ):
             device = await _talk(report, gateway)
             await _judge(report, device, upstream, router)
-            refused = gateway.log.read_text(errors="replace").count("no summary")
+            refused = gateway.log.read_text(errors="replace").count("no summary:")
             report.figure("summaries that were refused, or came too late", refused)
             report.check(not gateway.complaints(), "no traceback in the gateway's log")

@@ -40,6 +40,7 @@ parameters.hostnames, parameters.port = ["127.0.0.1"], int(sys.argv[1])
 parameters.n_parallel, parameters.n_predict = int(sys.argv[3]), int(sys.argv[4])
 # One core stays free for everything else, or all of it waits for all of it.
 parameters.cpuparams.n_threads = max(1, (os.cpu_count() or 2) // 2)
+parameters.cpuparams_batch.n_threads = os.cpu_count() or 2
 parameters.n_ctx = int(sys.argv[5]) * parameters.n_parallel
 server = xllamacpp.Server(parameters)
 while True:
