@@ -38,16 +38,16 @@ def merge(entries: Iterable[Entry], limit_bytes: int = SLICE_BYTES) -> list[Entr
             break
         if isinstance(entry, Token):
             if run and (run[0].turn_id != entry.turn_id or run[0].epoch != entry.epoch):
-                merged.append(_joined(run))
+                merged.append(joined(run))
                 run = []
             run.append(entry)
         else:
             if run:
-                merged.append(_joined(run))
+                merged.append(joined(run))
                 run = []
             merged.append(entry)
     if run:
-        merged.append(_joined(run))
+        merged.append(joined(run))
     return merged
 
 
@@ -59,7 +59,8 @@ def size_bytes(value: Entry | str) -> int:
     return len(_encode(value))
 
 
-def _joined(run: list[Token]) -> Token:
+def joined(run: Sequence[Token]) -> Token:
+    """One frame for consecutive tokens of one turn and epoch."""
     last = run[-1]
     if len(run) == 1:
         return last

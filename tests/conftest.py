@@ -11,6 +11,8 @@ import hypothesis
 import pytest
 from playwright.async_api import Page, async_playwright
 
+from tests.e2e.browser import CHROMIUM_FLAGS
+
 # A loaded machine is no failure; CI repeats exactly what a failing run of it did.
 hypothesis.settings.register_profile("convobase", deadline=None, derandomize=os.environ.get("CI") == "true")
 hypothesis.settings.load_profile("convobase")
@@ -21,16 +23,6 @@ for _name in list(os.environ):
         del os.environ[_name]
 
 _CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# The network flags keep Chromium from looking its maker up at each start; the sandbox can't be had as root.
-_CHROMIUM_FLAGS = (
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-sandbox",
-)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +44,7 @@ async def page(chromium_path: Path) -> AsyncIterator[Page]:
     """An empty tab of a fresh headless Chromium. A second tab of the same user wants
     a context: `(await browser.new_context()).new_page()` twice."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=list(_CHROMIUM_FLAGS))
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=list(CHROMIUM_FLAGS))
         try:
             yield await browser.new_page()
         finally:

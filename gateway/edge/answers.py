@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.logs.feed import Feed
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, LogUnavailable, Position
+from gateway.sessions.pool import log_unreadable
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import Error, ErrorBody, Message, Snapshot
 
@@ -18,17 +19,12 @@ def error_body(refusal: Refusal) -> ErrorBody:
     return ErrorBody(refusal.code.name, refusal.message, refusal.retryable)
 
 
-LOG_UNREADABLE = Refusal(
-    ErrorCode.OVERLOADED, "The conversation log can't be read now. Try again soon.", retry_after_s=2
-)
-
-
 async def open_feed(journal: Journal, key: Key) -> Feed:
     """This node's feed of a conversation. Raises `Refusal` (`OVERLOADED`)."""
     try:
         return await journal.open(key)
     except LogUnavailable:
-        raise LOG_UNREADABLE from None
+        raise log_unreadable() from None
 
 
 async def starting_at(feed: Feed, cursor: Position) -> tuple[Position, Snapshot | None]:
@@ -39,7 +35,7 @@ async def starting_at(feed: Feed, cursor: Position) -> tuple[Position, Snapshot 
             return cursor, None
         snapshot = await feed.snapshot()
     except LogUnavailable:
-        raise LOG_UNREADABLE from None
+        raise log_unreadable() from None
     return Position(snapshot.seq, snapshot.epoch), snapshot
 
 
@@ -49,7 +45,7 @@ async def message_entry(feed: Feed, seq: int) -> Message:
     try:
         frames = made.frames if made is not None and made.frames else (await feed.read_after(seq - 1)).frames
     except LogUnavailable:
-        raise LOG_UNREADABLE from None
+        raise log_unreadable() from None
     first = frames[0] if frames else None
     if not isinstance(first, Message) or first.seq != seq:
         raise Refusal(ErrorCode.NOT_FOUND, "This conversation was deleted.")

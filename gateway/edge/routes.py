@@ -25,7 +25,7 @@ from gateway.edge.principal import Authenticator
 from gateway.edge.reply import Gone, reply_to
 from gateway.edge.sse import EventStream, after_turn, when_idle
 from gateway.logs.log import Key, LogUnavailable, Position
-from gateway.sessions.pool import SessionPool
+from gateway.sessions.pool import SessionPool, log_unreadable
 from gateway.sessions.session import new_id
 from gateway.settings import Limits
 from gateway.telemetry.metrics import Metrics
@@ -120,9 +120,7 @@ class Routes:
         try:
             snapshot = await feed.snapshot()
         except LogUnavailable:
-            raise Refusal(
-                ErrorCode.OVERLOADED, "The conversation log can't be read now. Try again soon.", retry_after_s=2
-            ) from None
+            raise log_unreadable() from None
         if snapshot.seq == 0:
             raise _unknown()
         body = structs.asdict(snapshot)

@@ -130,7 +130,7 @@ class SessionPool:
             async with asyncio.timeout(DELETE_WAIT_S):
                 await asyncio.shield(deleting)
         except (LogUnavailable, TimeoutError):
-            raise _log_unreadable() from None
+            raise log_unreadable() from None
 
     async def _delete(self, key: Key) -> None:
         session = await self._loaded(key)
@@ -176,9 +176,9 @@ class SessionPool:
                     return session
                 _, unfinished = await asyncio.wait([deleting], timeout=DELETE_WAIT_S)
                 if unfinished:
-                    raise _log_unreadable()
+                    raise log_unreadable()
         except LogUnavailable:
-            raise _log_unreadable() from None
+            raise log_unreadable() from None
 
     async def _loaded(self, key: Key) -> Session:
         # What was loaded may be gone when a waiter's turn comes, so it is looked for again: one conversation never
@@ -369,5 +369,6 @@ class SessionPool:
             await feed.end(0)
 
 
-def _log_unreadable() -> Refusal:
+def log_unreadable() -> Refusal:
+    """What a command or a reader is told while the log is down."""
     return Refusal(ErrorCode.OVERLOADED, "The conversation log can't be read now. Try again soon.", retry_after_s=2)

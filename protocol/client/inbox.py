@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from protocol.frames import AnyServerFrame, Token
-from protocol.merge import SLICE_BYTES
+from protocol.merge import SLICE_BYTES, joined
 
 RUN_TOKENS = 256
 """A run of waiting tokens is joined into one string at the latest at this many, so that waiting text costs little
@@ -61,7 +61,7 @@ class Inbox:
 
     def _close_run(self) -> None:
         if self._run:
-            self._frames.append((_merged(self._run), self._run_bytes))
+            self._frames.append((joined(self._run), self._run_bytes))
             self._run, self._run_bytes = [], 0
 
     def end(self, failure: Exception | None = None) -> None:
@@ -97,18 +97,3 @@ class Inbox:
                 return None
             self._wake.clear()
             await self._wake.wait()
-
-
-def _merged(run: list[Token]) -> Token:
-    last = run[-1]
-    if len(run) == 1:
-        return last
-    return Token(
-        conversation_id=last.conversation_id,
-        turn_id=last.turn_id,
-        seq=last.seq,
-        epoch=last.epoch,
-        metadata=last.metadata,
-        content="".join([token.content for token in run]),
-        first_seq=run[0].first_seq or run[0].seq,
-    )
