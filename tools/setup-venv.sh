@@ -72,8 +72,9 @@ fi
 
 rm -f "$stamp"
 echo "==> installing $what into $venv (pinned, hash-checked; a minute or so the first time)"
+# The lock is complete, so nothing has to be resolved; resolving, pip 23 takes `coverage[toml]` for an unpinned package.
 # shellcheck disable=SC2086 # $files is several words
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes $files ||
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --require-hashes $files ||
     fail 'pip could not install the requirements; see above.'
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable . ||
     fail 'pip could not install the project itself; see above.'
