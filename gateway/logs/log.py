@@ -2,10 +2,14 @@
 
 A conversation is an append-only log of entries (`protocol.frames.Entry`) numbered `seq` = 1, 2, 3 …; each carries
 the `epoch` in which it was written. `memory` and `sqlite` stand beside this file; one contract suite runs on both.
+
+Several nodes may share an engine. Then at most one of them *owns* a conversation, and the engine refuses the appends
+of the others. An engine of one process has one node, and every conversation is that node's.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -48,6 +52,16 @@ class Head(Struct, frozen=True):
     """In log order."""
 
 
+class Claim(Struct, frozen=True):
+    """What came of asking for a conversation."""
+
+    head: Head
+    owner: str | None = None
+    """None: this node owns it now, and may append. Else the node that does."""
+    lost: bool = False
+    """Its last owner ended without a word, so what it was doing has to be done again. Only when it is ours."""
+
+
 class Append(Struct, frozen=True):
     """Consecutive entries for one conversation; `after` is the entry that they must follow (fencing)."""
 
@@ -64,8 +78,11 @@ class Log(Protocol):
     """One engine. Every method may raise `LogUnavailable`; all are safe to cancel, but a cancelled `commit`
     may still have been written."""
 
+    node_id: str
+    """Of this node, among all that share the log; another one after every start."""
     unclean: bool
-    """After `open`: the last run didn't `close`, so its turns ended without a word."""
+    """After `open`: the last run didn't `close`, so its turns ended without a word. False where nodes share the
+    log: there `Claim.lost` tells it of each conversation."""
 
     async def open(self) -> None: ...
 
@@ -79,12 +96,24 @@ class Log(Protocol):
 
     async def head(self, key: Key) -> Head: ...
 
+    async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
+        """Makes a conversation, whether or not it exists yet, this node's if it is nobody's; or that of the node
+        `instead_of`, which is known to be lost. Of several nodes that ask at once one gets it. Idempotent: what is
+        ours already is ours again. Cancelled, it may have been done."""
+        ...
+
+    async def release(self, key: Key) -> None:
+        """Gives up a conversation in an orderly way: the next owner goes on as if it had been its own. Idempotent,
+        and without effect if it isn't this node's."""
+        ...
+
     async def commit(self, batch: Sequence[Append]) -> list[bool]:
         """Writes all appends of `batch` in one commit; each is written whole or not at all.
 
-        Returns for each whether it is in the log. False: fenced; the log's head isn't at `after` (somebody else
-        wrote, or it was erased). An append that is already in the log, entry for entry, is True again, so that a
-        commit whose answer got lost can be repeated. `LogUnavailable`: nothing may be assumed; repeat it.
+        Returns for each whether it is in the log. False: fenced; the log's head isn't at `after`, or another node
+        owns it (somebody else wrote, or it was erased). An append that is already in the log, entry for entry, is
+        True again, so that a commit whose answer got lost can be repeated. `LogUnavailable`: nothing may be assumed;
+        repeat it.
         """
         ...
 
@@ -101,13 +130,17 @@ class Log(Protocol):
         """Removes every entry; only what keeps epochs from being used twice is remembered. Idempotent."""
         ...
 
-    async def unfinished(self) -> list[Key]:
-        """Conversations with open turns."""
+    async def unfinished(self, owner: str | None = None) -> list[Key]:
+        """Conversations with open turns: all, or those of the node `owner`; "" for those of nobody."""
         ...
 
     async def expire(self, before_ms: int) -> list[Key]:
         """Erases conversations without open turns whose last entry is older than `before_ms` (Unix ms)."""
         ...
+
+
+def new_node_id() -> str:
+    return secrets.token_hex(8)
 
 
 def turns_left_open(before: Iterable[OpenTurn], entries: Iterable[Entry]) -> tuple[OpenTurn, ...]:

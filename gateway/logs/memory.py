@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gateway.logs import fencing, segment
-from gateway.logs.log import Append, Head, Key, LogUnavailable
+from gateway.logs.log import Append, Claim, Head, Key, LogUnavailable, new_node_id
 from protocol.frames import Entry
 
 _NONE = Head()
@@ -20,6 +20,7 @@ class MemoryLog:
     returns, as a real engine would. Safe to cancel."""
 
     def __init__(self) -> None:
+        self.node_id = new_node_id()
         self.unclean = False
         self._heads: dict[Key, Head] = {}
         self._entries: dict[Key, list[Entry]] = {}
@@ -37,6 +38,12 @@ class MemoryLog:
     async def head(self, key: Key) -> Head:
         self._check_open()
         return self._heads.get(key, _NONE)
+
+    async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
+        return Claim(await self.head(key), lost=self.unclean)
+
+    async def release(self, key: Key) -> None:
+        self._check_open()
 
     async def commit(self, batch: Sequence[Append]) -> list[bool]:
         self._check_open()
@@ -74,8 +81,10 @@ class MemoryLog:
             self._heads[key] = fencing.erased(self._heads[key])
             self._entries.pop(key, None)
 
-    async def unfinished(self) -> list[Key]:
+    async def unfinished(self, owner: str | None = None) -> list[Key]:
         self._check_open()
+        if owner not in (None, "", self.node_id):
+            return []
         return [key for key, head in self._heads.items() if head.open_turns]
 
     async def expire(self, before_ms: int) -> list[Key]:

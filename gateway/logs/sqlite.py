@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from gateway.logs import segment
-from gateway.logs.log import Append, Head, Key, LogUnavailable
+from gateway.logs.log import Append, Claim, Head, Key, LogUnavailable, new_node_id
 from gateway.logs.recent import Recent
 from gateway.logs.sqlite_file import FileLock, connect, explained
 from gateway.logs.sqlite_queries import epoch_in_segments, read_segments
@@ -48,6 +48,7 @@ class SqliteLog:
     """
 
     def __init__(self, path: str | Path, *, synchronous: Synchronous = "auto") -> None:
+        self.node_id = new_node_id()
         self.unclean = False
         self._path = Path(path)
         self._synchronous: Synchronous = synchronous
@@ -110,6 +111,13 @@ class SqliteLog:
     async def head(self, key: Key) -> Head:
         return await self._on_writer(lambda: self._opened().head(key))
 
+    async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
+        return Claim(await self.head(key), lost=self.unclean)
+
+    async def release(self, key: Key) -> None:
+        if self._writer is None:
+            raise LogUnavailable(f"{self._path} isn't open")
+
     async def commit(self, batch: Sequence[Append]) -> list[bool]:
         return await self._on_writer(lambda: self._opened().commit(batch))
 
@@ -136,7 +144,9 @@ class SqliteLog:
     async def erase(self, key: Key) -> None:
         await self._on_writer(lambda: self._opened().erase(key))
 
-    async def unfinished(self) -> list[Key]:
+    async def unfinished(self, owner: str | None = None) -> list[Key]:
+        if owner not in (None, "", self.node_id):
+            return []
         return await self._on_writer(lambda: self._opened().unfinished())
 
     async def expire(self, before_ms: int) -> list[Key]:

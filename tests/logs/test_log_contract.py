@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from gateway.logs.log import Append, Head, Key, Log, LogUnavailable, OpenTurn, Position
+from gateway.logs.log import Append, Claim, Head, Key, Log, LogUnavailable, OpenTurn, Position
 from gateway.logs.memory import MemoryLog
 from gateway.logs.sqlite import SqliteLog
 from protocol.frames import Done, Entry, Error, ErrorBody, FunctionResult, Message, Metadata, Options, Token
@@ -299,6 +299,37 @@ async def test_unfinished_names_each_conversation_once(log: Log) -> None:
     assert await log.unfinished() == [keys[0]]
 
 
+# ---------------------------------------------------------------- whose it is
+
+
+async def test_a_conversation_that_is_nobodys_is_whoever_claims_it(log: Log) -> None:
+    assert await log.claim(A) == Claim(Head())
+    assert await log.head(A) == Head(), "a claim makes no conversation"
+    assert await write(log, START, message(1), token(2))
+    assert await log.claim(A) == Claim(Head(2, 0, open_turns=(OpenTurn("t1", 1),))), "what is ours is ours again"
+    assert await log.unfinished(log.node_id) == [A]
+    assert await log.unfinished("another node") == []
+
+
+async def test_a_released_conversation_goes_on_as_it_was(log: Log) -> None:
+    await log.release(A)
+    await log.claim(A)
+    await write(log, START, message(1), token(2))
+    await log.release(A)
+    await log.release(A)
+    assert await log.unfinished("") == [A]
+    assert await log.claim(A) == Claim(Head(2, 0, open_turns=(OpenTurn("t1", 1),)))
+    assert await write(log, Position(2, 0), done(3))
+    assert await log.unfinished() == await log.unfinished(log.node_id) == await log.unfinished("") == []
+
+
+async def test_claiming_instead_of_another_node_takes_what_is_nobodys(log: Log) -> None:
+    await write(log, START, message(1))
+    claim = await log.claim(A, instead_of="another node")
+    assert (claim.owner, claim.lost) == (None, False)
+    assert await write(log, Position(1, 0), done(2))
+
+
 # ---------------------------------------------------------------- erasure and retention
 
 
@@ -356,6 +387,8 @@ async def test_a_log_that_is_not_open_is_unavailable(engine: str, tmp_path: Path
         for call in (
             log.ping(),
             log.head(A),
+            log.claim(A),
+            log.release(A),
             log.commit([]),
             log.read(A, 0, 1),
             log.epoch_at(A, 1),
