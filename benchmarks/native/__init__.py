@@ -1,4 +1,4 @@
-"""The native tools, first of all the upstream generator.
+"""The native tools: the upstream generator, the load client, and the relay that is the floor.
 
 They are C, one thread and epoll each, because what measures must cost less than what is measured: see the scenario
 `tools`. A tool is compiled when it is first wanted, into the user's cache, under a name that holds the hash of its
@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-TOOLS = ("upstream",)
-FLAGS = ("-O2", "-std=c11", "-Wall", "-Wextra")
+TOOLS = ("upstream", "wsload", "relay")
+FLAGS = ("-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra")
 
 
 class NoNativeToolsError(RuntimeError):

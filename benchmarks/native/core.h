@@ -1,9 +1,6 @@
 /* What the native tools share: the clock, buffers, sockets, epoll. Linux only; nothing but the C library. */
 #ifndef CORE_H
 #define CORE_H
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

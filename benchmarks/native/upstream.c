@@ -10,6 +10,7 @@
 #include "core.h"
 #include "script.h"
 #include "stamp.h"
+#include "wire.h"
 
 #define TICK_NS 250000ull
 #define SLOTS 16384u /* 4 s; what is due later goes round */
@@ -234,18 +235,13 @@ static void answer_chat(struct connection *c, struct span body) {
 static void take_requests(struct connection *c) {
     while (c->fd >= 0 && c->phase == IDLE && buffer_length(&c->in)) {
         char *start = c->in.data + c->in.start, *end = c->in.data + c->in.end;
-        char *head_end = memmem(start, (size_t)(end - start), "\r\n\r\n", 4);
-        if (!head_end) return;
-        size_t length = 0;
-        for (char *line = start; line < head_end; line++) {
-            if (!strncasecmp(line, "content-length:", 15)) length = strtoul(line + 15, NULL, 10);
-            line = memchr(line, '\n', (size_t)(head_end + 2 - line));
-            if (!line) break;
-        }
-        struct span body = {head_end + 4, head_end + 4 + length};
+        char *after = head_end(start, end);
+        if (!after) return;
+        const char *length = header_value(start, after, "content-length:");
+        struct span body = {after, after + (length ? strtoul(length, NULL, 10) : 0)};
         if (body.end > end) return;
         bool post = !strncmp(start, "POST ", 5);
-        char *line_end = memchr(start, '\r', (size_t)(head_end + 1 - start));
+        char *line_end = memchr(start, '\r', (size_t)(after - start));
         bool chat = memmem(start, (size_t)(line_end - start), "/chat/completions", 17) != NULL;
         bool stats = memmem(start, (size_t)(line_end - start), "/stats", 6) != NULL;
         if (post && chat) answer_chat(c, body);
