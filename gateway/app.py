@@ -36,6 +36,7 @@ from gateway.models.demo import Demo
 from gateway.models.model import Model
 from gateway.sessions.generation import Engine
 from gateway.sessions.pool import SessionPool
+from gateway.sessions.router import Router
 from gateway.settings import Settings, Upstream
 from gateway.telemetry.metrics import Metrics
 from gateway.tools.toolbox import make_toolbox
@@ -106,6 +107,7 @@ class Gateway:
         self.toolbox = make_toolbox(settings.tools)
         engine = Engine(self.model, context, self.toolbox, settings.model, settings.log, self.metrics)
         self.pool = SessionPool(self.journal, engine, settings.limits)
+        self.router = Router(self.pool, self.journal)
         self.authenticator: Authenticator = NoAuthentication()
         self.gate = Gate(settings.who.allowed_origins, any_host=settings.who.auth != "none")
         self.connections: set[Connection] = set()
@@ -143,7 +145,7 @@ class Gateway:
 
     def edge(self) -> Edge:
         return Edge(
-            pool=self.pool,
+            router=self.router,
             authenticator=self.authenticator,
             gate=self.gate,
             limits=self.settings.limits,
@@ -177,7 +179,7 @@ class Gateway:
                 shell,
                 principal=principal,
                 authenticator=self.authenticator,
-                pool=self.pool,
+                router=self.router,
                 limits=self.settings.limits,
                 welcome=self._welcome,
                 on_closed=self.connections.discard,
@@ -207,7 +209,7 @@ class Gateway:
         away as soon as nothing runs on them."""
         within_s = self.settings.serving.drain_s
         log_lines.info("draining", within_s=within_s, connections=len(self.connections), running=self.pool.running)
-        draining = asyncio.create_task(self.pool.drain(within_s))
+        draining = asyncio.create_task(self.router.drain(within_s))
         while not draining.done():
             self._send_away([connection for connection in self.connections if not connection.busy])
             await asyncio.wait([draining], timeout=0.25)

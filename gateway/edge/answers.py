@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gateway.logs.feed import Feed
-from gateway.logs.journal import Journal
-from gateway.logs.log import Key, LogUnavailable, Position
+from gateway.logs.feeds import Feeds
+from gateway.logs.log import LogUnavailable, Position
 from gateway.sessions.pool import log_unreadable
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import Error, ErrorBody, Message, Snapshot
@@ -19,14 +19,6 @@ def error_body(refusal: Refusal) -> ErrorBody:
     return ErrorBody(refusal.code.name, refusal.message, refusal.retryable)
 
 
-async def open_feed(journal: Journal, key: Key) -> Feed:
-    """This node's feed of a conversation. Raises `Refusal` (`OVERLOADED`)."""
-    try:
-        return await journal.open(key)
-    except LogUnavailable:
-        raise log_unreadable() from None
-
-
 async def starting_at(feed: Feed, cursor: Position) -> tuple[Position, Snapshot | None]:
     """Where a reader with `cursor` goes on: there, or, if the log doesn't have that entry, behind a snapshot.
     Raises `Refusal` (`OVERLOADED`)."""
@@ -37,6 +29,16 @@ async def starting_at(feed: Feed, cursor: Position) -> tuple[Position, Snapshot 
     except LogUnavailable:
         raise log_unreadable() from None
     return Position(snapshot.seq, snapshot.epoch), snapshot
+
+
+async def moved(feeds: Feeds, old: Feed, cursor: Position) -> tuple[Feed, Position, Snapshot | None]:
+    """Where a reader goes on whose feed was given up: another node owns the conversation now, or the log lost what the
+    feed had. Raises `Refusal` (`OVERLOADED`): try again."""
+    try:
+        feed = await feeds.open(old.key)
+    except LogUnavailable:
+        raise log_unreadable() from None
+    return feed, *await starting_at(feed, cursor)
 
 
 async def message_entry(feed: Feed, seq: int) -> Message:

@@ -13,13 +13,13 @@ from contextlib import suppress
 import structlog
 from msgspec import structs
 
-from gateway.edge.answers import message_entry, open_feed, refused, starting_at
-from gateway.edge.outbox import Outbox, Subscription
+from gateway.edge.answers import message_entry, moved, refused, starting_at
+from gateway.edge.outbox import LOG_RETRY_S, Outbox, Subscription
 from gateway.edge.principal import Authenticator, Principal
 from gateway.edge.websocket import WebSocketShell
 from gateway.logs.feed import Feed
-from gateway.logs.log import LogUnavailable, Position
-from gateway.sessions.pool import SessionPool
+from gateway.logs.log import ANY_EPOCH, LogUnavailable, Position
+from gateway.sessions.router import Router
 from gateway.sessions.session import new_id
 from gateway.settings import Limits
 from protocol.codec import MSGPACK, BadFrame
@@ -54,7 +54,7 @@ class Connection:
     """The shell's handler. Everything runs on the event loop; `closed` ends its tasks."""
 
     __slots__ = (
-        "_authenticator", "_inbox", "_limits", "_on_closed", "_out", "_pool", "_principal", "_shell", "_tasks",
+        "_authenticator", "_inbox", "_limits", "_on_closed", "_out", "_principal", "_router", "_shell", "_tasks",
         "_waiting", "_welcome", "id",
     )  # fmt: skip
 
@@ -64,17 +64,17 @@ class Connection:
         *,
         principal: Principal,
         authenticator: Authenticator,
-        pool: SessionPool,
+        router: Router,
         limits: Limits,
         welcome: Callable[[Connection], Welcome],
         on_closed: Callable[[Connection], None],
     ) -> None:
         self.id = new_id("ws")
         self._shell = shell
-        self._out = Outbox(shell)
+        self._out = Outbox(shell, self._moved)
         self._principal = principal
         self._authenticator = authenticator
-        self._pool = pool
+        self._router = router
         self._limits = limits
         self._welcome = welcome
         self._on_closed = on_closed
@@ -199,12 +199,12 @@ class Connection:
                 await self._unsubscribe(conversation_id)
                 return Unsubscribed(conversation_id=conversation_id, ref=frame.ref)
             case Cancel():
-                done = await self._pool.cancel(key, frame.turn_id)
+                done = await self._router.cancel(key, frame.turn_id)
                 return Cancelled(
                     conversation_id=conversation_id, outcome=done.outcome, turn_id=done.turn_id, ref=frame.ref
                 )
             case ClientFunctionResult():
-                await self._pool.answer(key, frame.call_id, frame.result, frame.error)
+                await self._router.answer(key, frame.call_id, frame.result, frame.error)
                 return Accepted(conversation_id=conversation_id, call_id=frame.call_id, ref=frame.ref)
 
     async def _messages_first(self, conversation_id: str) -> None:
@@ -225,16 +225,18 @@ class Connection:
 
     async def _chat_message(self, frame: ChatMessage, conversation_id: str) -> Message | None:
         self._check_room(conversation_id)
-        session, done = await self._pool.submit(self._principal.key(conversation_id), frame)
-        feed = session.feed
+        feed, done = await self._router.submit(self._principal.key(conversation_id), frame)
         if done.duplicate:
             await feed.when_committed(done.seq)
         sub = self._out.subscriptions.get(conversation_id)
-        if sub is None or sub.cursor.feed is not feed:
-            before = Position(done.seq - 1, 0)
+        if sub is not None and sub.cursor.feed is not feed and not sub.cursor.feed.deleted:
+            await self._follow_on(sub)  # it stays where it is, in another feed
+            sub = self._out.subscriptions.get(conversation_id)
+        if sub is None or sub.cursor.feed.deleted:
+            before = Position(done.seq - 1, ANY_EPOCH)
             sub = self._attach(conversation_id, feed, before)
         if sub.cursor.position.seq >= done.seq or done.seq in sub.refs:
-            first = await message_entry(feed, done.seq)
+            first = await message_entry(sub.cursor.feed, done.seq)
             return structs.replace(first, ref=frame.ref, duplicate=True)
         sub.refs[done.seq] = frame.ref
         return None
@@ -243,7 +245,7 @@ class Connection:
         conversation_id = frame.conversation_id
         await self._messages_first(conversation_id)
         self._check_room(conversation_id)
-        feed = await open_feed(self._pool.journal, self._principal.key(conversation_id))
+        feed = await self._router.feed(self._principal.key(conversation_id))
         if frame.after is None:
             position, snapshot = feed.head(), None
         else:
@@ -275,6 +277,25 @@ class Connection:
             else:
                 self._spawn(self._answer_late(feed, seq, ref))
         return sub
+
+    def _moved(self, sub: Subscription) -> None:
+        self._spawn(self._follow_on(sub))
+
+    async def _follow_on(self, sub: Subscription) -> None:
+        """Everything after its cursor, then follow: in the feed that has the conversation now."""
+        old = sub.cursor.feed
+        conversation_id = old.key.conversation_id
+        while self._out.subscriptions.get(conversation_id) is sub:
+            try:
+                feed, position, snapshot = await moved(self._router.journal.feeds, old, sub.cursor.position)
+            except Refusal:
+                await asyncio.sleep(LOG_RETRY_S)
+                continue
+            if self._out.subscriptions.get(conversation_id) is sub:
+                if snapshot is not None:
+                    self._out.answer(snapshot)
+                self._attach(conversation_id, feed, position)
+            return
 
     async def _answer_late(self, feed: Feed, seq: int, ref: str | None) -> None:
         """The direct answer to a message whose entry this connection's cursor has been moved past."""

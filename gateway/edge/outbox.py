@@ -8,6 +8,7 @@ one task per connection, a slice at a time, so that it costs the same memory how
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 from msgspec import structs
@@ -52,11 +53,13 @@ class Outbox:
     """Synchronous but for the one task that catches up. `close` ends it."""
 
     __slots__ = (
-        "_catching_up", "_direct", "_flushing", "_lagging", "_loop", "_ready", "_shell", "_writable", "codec",
-        "subscriptions",
+        "_catching_up", "_direct", "_flushing", "_lagging", "_loop", "_on_moved", "_ready", "_shell", "_writable",
+        "codec", "subscriptions",
     )  # fmt: skip
 
-    def __init__(self, shell: WebSocketShell) -> None:
+    def __init__(self, shell: WebSocketShell, on_moved: Callable[[Subscription], None]) -> None:
+        """`on_moved`: a subscription, still in its place but closed, has to go on in another feed."""
+        self._on_moved = on_moved
         self.codec: Codec = JSON
         self.subscriptions: dict[str, Subscription] = {}
         self._shell = shell
@@ -138,19 +141,21 @@ class Outbox:
 
     def _take(self, sub: Subscription, out: list[bytes]) -> int:
         """Adds the next slice at one cursor to `out`; returns its bytes."""
+        feed = sub.cursor.feed
+        if feed.fenced and not feed.deleted:
+            self._give_up(sub)
+            return 0
         made = sub.cursor.take()
         if made is None:
             self._lag(sub)
             return 0
         if not made.frames:
-            if sub.cursor.feed.deleted:
+            if feed.deleted:
                 self._leave(sub, out)
-            elif sub.cursor.feed.fenced:
-                self._give_up(sub)
             return 0
         payloads = self._encoded(sub, made)
         out += payloads
-        if not sub.cursor.level or sub.cursor.feed.deleted:
+        if not sub.cursor.level or feed.deleted:
             self._ready[sub] = None
         return sum(map(len, payloads))
 
@@ -177,10 +182,15 @@ class Outbox:
             self.detach(conversation_id)
 
     def _give_up(self, sub: Subscription) -> None:
-        """The conversation isn't this node's any more: the client comes back with its cursor, wherever that leads."""
-        moved = Refusal(ErrorCode.OVERLOADED, "This conversation moved. Connect again and resend.", retry_after_s=1)
+        """Nothing more comes through this feed. What is due to messages that it never logged comes now; the reader
+        goes on elsewhere."""
+        moved = Refusal(ErrorCode.OVERLOADED, "This conversation moved to another node. Resend.", retry_after_s=1)
         self._shell.write(self._unanswered(sub, moved))
-        self._shell.close(CloseCode.DRAINING, "a conversation moved")
+        if sub.cursor.feed.fenced:
+            sub.close()
+            self._on_moved(sub)
+        else:  # the log hasn't what it had when this feed was opened, and doesn't know it yet
+            self._shell.close(CloseCode.DRAINING, "a conversation moved")
 
     def _unanswered(self, sub: Subscription, refusal: Refusal) -> list[bytes]:
         """The direct answers to messages that will never come by at this cursor."""

@@ -7,16 +7,22 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Self
 
+from gateway.edge.answers import moved
 from gateway.logs.feed import Cursor, Feed, Slice
+from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
+from protocol.codes import Refusal
+from protocol.frames import Snapshot
 
 LOG_RETRY_S = 0.5
 
 
 class Reader:
-    """Follows a feed from a position. Use as a context manager: it ends the cursor."""
+    """Follows a conversation from a position in `feed`, and in the feeds that take its place. Use as a context
+    manager: it ends the cursor."""
 
-    def __init__(self, feed: Feed, position: Position) -> None:
+    def __init__(self, feeds: Feeds, feed: Feed, position: Position) -> None:
+        self._feeds = feeds
         self._woken = asyncio.Event()
         self._gone = False
         self.cursor = Cursor(feed, position, self._woken.set)
@@ -32,25 +38,45 @@ class Reader:
         self._gone = True
         self._woken.set()
 
-    async def slices(self, heartbeat_s: float) -> AsyncIterator[Slice]:
+    async def slices(self, heartbeat_s: float) -> AsyncIterator[Slice | Snapshot]:
         """Every slice after the cursor, in order; an empty one when the reader has become level, and again after
-        each `heartbeat_s` in which nothing came. Ends when the peer or the conversation is gone, and when this node
-        stops.
+        each `heartbeat_s` in which nothing came. A snapshot where the log doesn't hold any more what the reader has
+        seen: it goes on behind that. Ends when the peer or the conversation is gone, and when this node stops.
         """
-        cursor, woken = self.cursor, self._woken
+        woken = self._woken
         while not self._gone:
             woken.clear()
-            made = cursor.take()
-            if made is None and (made := await self._fetch()) is None:
+            feed = self.cursor.feed
+            if feed.fenced and not feed.deleted:
+                if (snapshot := await self._follow_on()) is not None:
+                    yield snapshot
+                continue
+            if (made := self.cursor.take()) is None and (made := await self._fetch()) is None:
                 return
+            if not made.frames and feed.fenced and not feed.deleted:
+                continue  # it was given up while the log was read
             yield made
             if made.frames:
                 continue
-            if cursor.feed.deleted or cursor.feed.handed_over or cursor.feed.fenced:
+            if feed.deleted or feed.handed_over:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(heartbeat_s):
                     await woken.wait()
+
+    async def _follow_on(self) -> Snapshot | None:
+        """Takes the cursor to the feed that has the conversation now."""
+        old = self.cursor
+        while not self._gone:
+            try:
+                feed, position, snapshot = await moved(self._feeds, old.feed, old.position)
+            except Refusal:
+                await asyncio.sleep(LOG_RETRY_S)
+                continue
+            old.close()
+            self.cursor = Cursor(feed, position, self._woken.set)
+            return snapshot
+        return None
 
     async def _fetch(self) -> Slice | None:
         """From the log, as soon as that can be read; None when the peer is gone."""

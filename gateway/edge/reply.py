@@ -10,43 +10,46 @@ from starlette.types import Receive
 from gateway.edge.reader import Reader
 from gateway.edge.sse import watch_disconnect
 from gateway.logs.feed import Feed, Slice
-from gateway.logs.log import Position
+from gateway.logs.feeds import Feeds
+from gateway.logs.log import ANY_EPOCH, Position
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import TurnFold, call_as_json
-from protocol.frames import Done, Error, Message, Usage
+from protocol.frames import Done, Error, Message, Snapshot, Usage
 
 Status = Literal["completed", "cancelled", "function_call"]
+
+
+GIVEN_AWAY = "This node gave the conversation away before the answer was whole. Send it again under its message_id."
 
 
 class Gone(Exception):
     """The client hung up: nobody waits for the answer any more."""
 
 
-async def reply_to(feed: Feed, seq: int, receive: Receive, heartbeat_s: float) -> dict[str, Any]:
+async def reply_to(feeds: Feeds, feed: Feed, seq: int, receive: Receive, heartbeat_s: float) -> dict[str, Any]:
     """Waits until the turn whose `message` is entry `seq` has ended, or waits for the client's function results.
 
     Returns the body of the answer. Raises `Refusal` with the error of a failed turn, and `Gone`. Safe to cancel:
     the turn goes on.
     """
-    with Reader(feed, Position(seq - 1, 0)) as reader:
+    with Reader(feeds, feed, Position(seq - 1, ANY_EPOCH)) as reader:
         watch = asyncio.create_task(watch_disconnect(receive, reader), name="chat disconnect")
         try:
             turn: TurnFold | None = None
             async for made in reader.slices(heartbeat_s):
+                if isinstance(made, Snapshot):
+                    raise Refusal(ErrorCode.OVERLOADED, GIVEN_AWAY, retry_after_s=1)
                 turn = _apply(turn, made)
                 if turn is not None and (status := _status(turn, level=not made.frames)) is not None:
                     return _answer(feed, turn, status)
         finally:
             watch.cancel()
             await asyncio.wait([watch])
+    feed = reader.cursor.feed
     if feed.deleted:
         raise Refusal(ErrorCode.NOT_FOUND, "The conversation was deleted before the answer was complete.")
-    if feed.handed_over or feed.fenced:
-        raise Refusal(
-            ErrorCode.OVERLOADED,
-            "This node gave the conversation away before the answer was whole. Send it again under its message_id.",
-            retry_after_s=1,
-        )
+    if feed.handed_over:
+        raise Refusal(ErrorCode.OVERLOADED, GIVEN_AWAY, retry_after_s=1)
     raise Gone
 
 

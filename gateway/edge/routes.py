@@ -18,14 +18,15 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.edge.answers import error_body, open_feed, starting_at
+from gateway.edge.answers import error_body, starting_at
 from gateway.edge.gate import Gate
 from gateway.edge.playground import ASSETS, CONTENT_SECURITY_POLICY
 from gateway.edge.principal import Authenticator
 from gateway.edge.reply import Gone, reply_to
 from gateway.edge.sse import EventStream, after_turn, when_idle
-from gateway.logs.log import Key, LogUnavailable, Position
-from gateway.sessions.pool import SessionPool, log_unreadable
+from gateway.logs.log import ANY_EPOCH, Key, LogUnavailable, Position
+from gateway.sessions.pool import log_unreadable
+from gateway.sessions.router import Router
 from gateway.sessions.session import new_id
 from gateway.settings import Limits
 from gateway.telemetry.metrics import Metrics
@@ -43,7 +44,7 @@ log_lines = structlog.get_logger(__name__)
 class Edge:
     """What the routes need of the gateway."""
 
-    pool: SessionPool
+    router: Router
     authenticator: Authenticator
     gate: Gate
     limits: Limits
@@ -72,18 +73,20 @@ class Routes:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._pool = edge.pool
+        self._router = edge.router
+        self._feeds = edge.router.journal.feeds
 
     # ------------------------------------------------------------ chat
 
     async def chat_stream(self, request: Request) -> ASGIApp:
         frame = await self._body(request, ChatMessage)
         key = self._key(request, frame.conversation_id or new_id("c"))
-        session, done = await self._pool.submit(key, frame)
-        await _acknowledged(session.feed.when_committed(done.seq))
+        feed, done = await self._router.submit(key, frame)
+        await _acknowledged(feed.when_committed(done.seq))
         return EventStream(
-            session.feed,
-            Position(done.seq - 1, 0),
+            self._feeds,
+            feed,
+            Position(done.seq - 1, ANY_EPOCH),
             after_turn(done.turn_id),
             heartbeat_s=self._edge.heartbeat_s,
             ref=frame.ref,
@@ -93,30 +96,29 @@ class Routes:
     async def attach(self, request: Request) -> ASGIApp:
         conversation_id = request.query_params.get("conversation_id", "")
         key = self._key(request, conversation_id)
-        session = await self._pool.existing(key)
-        feed = session.feed
+        feed, current = await self._router.attach(key)
         given = request.headers.get("last-event-id") or request.query_params.get("after")
         snapshot: Snapshot | None = None
         if given:
             position, snapshot = await starting_at(feed, Position(*parse_cursor(given)))
         else:
-            current = session.fold.current()
-            position = Position(current.message.seq - 1, 0) if current else feed.head()
+            position = Position(current.message.seq - 1, ANY_EPOCH) if current else feed.head()
         if snapshot is None and position.seq >= feed.seq and not feed.open_turns:
             return Response(status_code=204)
-        return EventStream(feed, position, when_idle, heartbeat_s=self._edge.heartbeat_s, snapshot=snapshot)
+        heartbeat_s = self._edge.heartbeat_s
+        return EventStream(self._feeds, feed, position, when_idle, heartbeat_s=heartbeat_s, snapshot=snapshot)
 
     async def chat(self, request: Request) -> Response:
         frame = await self._body(request, ChatMessage)
         key = self._key(request, frame.conversation_id or new_id("c"))
-        session, done = await self._pool.submit(key, frame)
-        await _acknowledged(session.feed.when_committed(done.seq))
-        return json_answer(await reply_to(session.feed, done.seq, request.receive, self._edge.heartbeat_s))
+        feed, done = await self._router.submit(key, frame)
+        await _acknowledged(feed.when_committed(done.seq))
+        return json_answer(await reply_to(self._feeds, feed, done.seq, request.receive, self._edge.heartbeat_s))
 
     # ------------------------------------------------------------ conversations
 
     async def conversation(self, request: Request) -> Response:
-        feed = await open_feed(self._pool.journal, self._path_key(request))
+        feed = await self._router.feed(self._path_key(request))
         try:
             snapshot = await feed.snapshot()
         except LogUnavailable:
@@ -128,19 +130,19 @@ class Routes:
         return json_answer(body)
 
     async def delete(self, request: Request) -> Response:
-        await self._pool.delete(self._path_key(request))
+        await self._router.delete(self._path_key(request))
         return Response(status_code=204)
 
     async def cancel(self, request: Request) -> Response:
         key = self._path_key(request)
         frame = await self._body(request, Cancel, conversation_id=key.conversation_id)
-        done = await _acknowledged(self._pool.cancel(key, frame.turn_id))
+        done = await _acknowledged(self._router.cancel(key, frame.turn_id))
         return json_answer({"outcome": done.outcome, "turn_id": done.turn_id})
 
     async def function_results(self, request: Request) -> Response:
         key = self._path_key(request)
         frame = await self._body(request, ClientFunctionResult, conversation_id=key.conversation_id)
-        await _acknowledged(self._pool.answer(key, frame.call_id, frame.result, frame.error))
+        await _acknowledged(self._router.answer(key, frame.call_id, frame.result, frame.error))
         return json_answer({"accepted": True})
 
     async def not_a_handshake(self, request: Request) -> Response:

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.edge.reader import Reader
 from gateway.logs.feed import Feed, Slice
+from gateway.logs.feeds import Feeds
 from gateway.logs.log import Position
 from protocol.codec import JSON, format_cursor
 from protocol.frames import AnyServerFrame, Deleted, Done, Entry, Error, Message, Snapshot
@@ -21,14 +22,19 @@ HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 
-Ended = Callable[[Feed, Slice], int | None]
+OPEN = ("queued", "running", "function_call")
+
+Ended = Callable[[Feed, Slice | Snapshot], int | None]
 """How many frames of this slice are the stream's last ones; None: it goes on. An empty slice: the reader is level."""
 
 
 def after_turn(turn_id: str) -> Ended:
-    """The stream of one question: over with its own turn's terminal frame, also when the slice goes on."""
+    """The stream of one question: over with its own turn's terminal frame, also when the slice goes on, or with a
+    snapshot that has no such turn open."""
 
-    def ended(_: Feed, made: Slice) -> int | None:
+    def ended(_: Feed, made: Slice | Snapshot) -> int | None:
+        if isinstance(made, Snapshot):
+            return None if any(line.turn_id == turn_id and line.status in OPEN for line in made.messages) else 0
         for count, frame in enumerate(made.frames, 1):
             if isinstance(frame, (Done, Error)) and frame.turn_id == turn_id:
                 return count
@@ -37,8 +43,10 @@ def after_turn(turn_id: str) -> Ended:
     return ended
 
 
-def when_idle(feed: Feed, made: Slice) -> int | None:
+def when_idle(feed: Feed, made: Slice | Snapshot) -> int | None:
     """The stream of an attached reader: over when it is level and no turn is open."""
+    if isinstance(made, Snapshot):
+        return None
     return 0 if not made.frames and not feed.open_turns and feed.visible == feed.seq else None
 
 
@@ -47,6 +55,7 @@ class EventStream:
 
     def __init__(
         self,
+        feeds: Feeds,
         feed: Feed,
         position: Position,
         ended: Ended,
@@ -56,6 +65,7 @@ class EventStream:
         ref: str | None = None,
         own_seq: int = 0,
     ) -> None:
+        self._feeds = feeds
         self._feed = feed
         self._position = position
         self._ended = ended
@@ -65,7 +75,7 @@ class EventStream:
         self._own_seq = own_seq
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with Reader(self._feed, self._position) as reader:
+        with Reader(self._feeds, self._feed, self._position) as reader:
             watch = asyncio.create_task(watch_disconnect(receive, reader), name="sse disconnect")
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -80,17 +90,20 @@ class EventStream:
     async def _follow(self, reader: Reader, send: Send) -> None:
         beat = False
         async for made in reader.slices(self._heartbeat_s):
-            last = self._ended(self._feed, made)
-            if made.frames:
+            feed = reader.cursor.feed
+            last = self._ended(feed, made)
+            if isinstance(made, Snapshot):
+                await _body(send, _event(made, Position(made.seq, made.epoch)))
+            elif made.frames:
                 await _body(send, b"".join(self._encoded(made)[:last]))
-            elif self._feed.deleted:
-                gone = Deleted(conversation_id=self._feed.key.conversation_id)
+            elif feed.deleted:
+                gone = Deleted(conversation_id=feed.key.conversation_id)
                 await _body(send, event(JSON.encode(gone), None))
             elif beat:
                 await _body(send, HEARTBEAT)
             if last is not None:
                 return
-            beat = not made.frames
+            beat = not isinstance(made, Snapshot) and not made.frames
 
     def _encoded(self, made: Slice) -> list[bytes]:
         if self._ref is not None and any(frame.seq == self._own_seq for frame in made.frames):

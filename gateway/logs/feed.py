@@ -21,7 +21,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from gateway.logs.log import Append, Head, Key, Log, LogUnavailable, Position, turns_left_open
+from gateway.logs.log import ANY_EPOCH, Append, Head, Key, Log, LogUnavailable, Position, turns_left_open
 from protocol.fold import Fold
 from protocol.frames import Entry, Metadata, Snapshot, Token
 from protocol.merge import SLICE_BYTES, merge, size_bytes
@@ -96,6 +96,7 @@ class Feed:
         "deleted",
         "epoch",
         "fenced",
+        "follows",
         "handed_over",
         "inflight",
         "key",
@@ -124,7 +125,9 @@ class Feed:
         """Taken by the journal; not yet known to be in the log."""
         self.cursors: tuple[Cursor, ...] = ()
         self.fenced = False
-        """The log refused an append: somebody else owns the conversation, or it was erased."""
+        """Nothing more comes through this feed: somebody else owns the conversation, or it was erased."""
+        self.follows = False
+        """Another node appends: entries come by `extend`."""
         self.deleted = False
         """Readers get `deleted` after the last entry."""
         self.handed_over = False
@@ -243,6 +246,19 @@ class Feed:
         if self.visible != seen:
             self._wake()
 
+    def rewind(self, head: Head) -> bool:
+        """The log ends at `head`, before what it had of ours. If it is a beginning of what we hold, the rest is to be
+        written again, at the same places, and this is True."""
+        after = head.seq - self.tail_start
+        if head.stale or not 0 <= after < len(self.tail) or head.seq >= self.committed:
+            return False
+        if after and self.tail[after - 1].epoch != head.epoch:
+            return False
+        self.committed, self.committed_epoch = head.seq, head.epoch
+        self.inflight, self.uncommitted = [], self.tail[after:]
+        self.uncommitted_bytes = sum(map(_size, self.uncommitted))
+        return True
+
     def refused(self) -> None:
         """The log fenced us off. Nothing more can be written through this feed."""
         self.fenced = True
@@ -293,6 +309,20 @@ class Feed:
         if not self.tail:
             self._slice = None
 
+    # ------------------------------------------------------------ following another node
+
+    def extend(self, entries: list[Entry]) -> None:
+        """Takes what another node has appended: entries that are in the log, and go on where this feed ends."""
+        last = entries[-1]
+        self.tail += entries
+        self.tail_bytes += sum(map(_size, entries))
+        self.seq = self.committed = self.visible = last.seq
+        self.epoch = self.committed_epoch = last.epoch
+        self.open_turns = turns_left_open(self.open_turns, entries)
+        self._trim()
+        self._resolve_waiters()
+        self._wake()
+
     # ------------------------------------------------------------ reading
 
     def slice_after(self, after: int) -> Slice | None:
@@ -317,8 +347,8 @@ class Feed:
     async def read_after(self, after: int) -> Slice:
         """As `slice_after`, from the log. Raises `LogUnavailable`. Safe to cancel."""
         entries = await self._journal.log.read(self.key, after, SLICE_BYTES)
-        if self.fenced and self.deleted:
-            return NOTHING_NEW  # what is there now is another conversation under the same id
+        if self.fenced:
+            return NOTHING_NEW  # what is there now may be another conversation under the same id, or another's work
         return _slice(entries) if entries else NOTHING_NEW
 
     async def fold(self) -> Fold:
@@ -349,6 +379,8 @@ class Feed:
             return True
         if cursor.seq > self.visible:
             return False
+        if cursor.epoch == ANY_EPOCH:
+            return True
         if cursor.seq > self.tail_start:
             return self.tail[cursor.seq - self.tail_start - 1].epoch == cursor.epoch
         return await self._journal.log.epoch_at(self.key, cursor.seq) == cursor.epoch

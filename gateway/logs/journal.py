@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
-from weakref import WeakValueDictionary
+from collections.abc import Callable, Iterable
 
 import structlog
 
 from gateway.logs.feed import Feed
-from gateway.logs.log import Append, Key, Log, LogUnavailable
+from gateway.logs.feeds import Feeds
+from gateway.logs.log import Append, Log, LogUnavailable
+from gateway.logs.nodes import Alone, Nodes
 
 TOKEN_DELAY_S = 0.01
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
@@ -22,24 +23,24 @@ RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
 log_lines = structlog.get_logger(__name__)
 
 
-def forget(tasks: dict[Key, asyncio.Task[Any]], key: Key, task: asyncio.Task[Any]) -> None:
-    """Done callback of a task that many may wait for. If all of them are gone nobody else hears of its exception."""
-    tasks.pop(key, None)
-    if not task.cancelled():
-        task.exception()
+def _nobody_cares(_: Feed) -> None:
+    """Until somebody asks to be told."""
 
 
 class Journal:
-    """Owns the feeds of this node and the one task that commits them."""
+    """Owns the one task that commits the feeds of this node."""
 
-    def __init__(self, log: Log, *, token_delay_s: float = TOKEN_DELAY_S) -> None:
+    def __init__(self, log: Log, nodes: Nodes | None = None, *, token_delay_s: float = TOKEN_DELAY_S) -> None:
+        """Without `nodes` the log is this node's alone."""
         self.log = log
+        self.nodes = nodes or Alone(log.node_id)
+        self.feeds = Feeds(log, self.nodes, self)
+        self.on_refused: Callable[[Feed], None] = _nobody_cares
+        """Told of a feed that was ours and isn't any more."""
         self.available = True
         """The last commit worked. While it is false new messages are refused, and running turns are buffered."""
         self.commits = 0
         self._token_delay_s = token_delay_s
-        self._feeds: WeakValueDictionary[Key, Feed] = WeakValueDictionary()
-        self._opening: dict[Key, asyncio.Task[Feed]] = {}
         self._due: dict[Feed, None] = {}
         self._wanted = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -55,35 +56,7 @@ class Journal:
         self._wanted.set()
         if self._task is not None:
             await self._task
-
-    # ------------------------------------------------------------ feeds
-
-    async def open(self, key: Key) -> Feed:
-        """This node's feed of a conversation, whether or not that exists yet. Raises `LogUnavailable`.
-
-        Safe to cancel. A feed lives as long as somebody holds it: a session, a cursor, or unwritten entries.
-        """
-        if (feed := self._feeds.get(key)) is not None:
-            return feed
-        opening = self._opening.get(key)
-        if opening is None:
-            opening = self._opening[key] = asyncio.create_task(self._load(key))
-            opening.add_done_callback(lambda task: forget(self._opening, key, task))
-        return await asyncio.shield(opening)
-
-    async def _load(self, key: Key) -> Feed:
-        head = await self.log.head(key)
-        feed = self._feeds[key] = Feed(key, head, self)
-        return feed
-
-    def known(self, key: Key) -> Feed | None:
-        """Its feed, if somebody holds one."""
-        return self._feeds.get(key)
-
-    def forget(self, feed: Feed) -> None:
-        """The conversation begins anew: who opens it next gets another feed."""
-        if self._feeds.get(feed.key) is feed:
-            del self._feeds[feed.key]
+        await self.feeds.close()
 
     # ------------------------------------------------------------ committing
 
@@ -115,11 +88,12 @@ class Journal:
         """One commit of all that is due, repeated until the log takes it. Never loses an entry: what isn't
         written stays in its feed."""
         delay_s = RETRY_FIRST_S
-        feeds, self._due = list(self._due), {}
-        batch = {feed: append for feed in feeds if (append := feed.take_append()) is not None}
-        while batch:
+        pending, self._due = list(self._due), {}
+        while batch := {feed: append for feed in pending if (append := feed.take_append()) is not None}:
             try:
-                results = await self._commit(list(batch.values()))
+                pending = self._settle(batch, await self._commit(list(batch.values())))
+                await self._reclaim(pending)
+                return
             except LogUnavailable as problem:
                 self._unavailable(problem)
                 if self._closing:
@@ -127,17 +101,36 @@ class Journal:
                     return
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
                 delay_s = min(RETRY_MOST_S, 2 * delay_s)
-                continue
-            self._available()
-            for feed, written in zip(batch, results, strict=True):
-                if written:
-                    feed.written()
-                else:
-                    self.forget(feed)
-                    feed.refused()
-                if feed.uncommitted:
-                    self.due(feed, urgent=feed.visible < feed.seq)
+
+    def _settle(self, batch: Iterable[Feed], results: list[bool]) -> list[Feed]:
+        """Tells feeds what was written; returns those whose append was refused."""
+        self._available()
+        refused = []
+        for feed, written in zip(batch, results, strict=True):
+            if written:
+                feed.written()
+                self._due_again(feed)
+            else:
+                refused.append(feed)
+        return refused
+
+    def _due_again(self, feed: Feed) -> None:
+        """What came in while it was committed."""
+        if feed.uncommitted:
+            self.due(feed, urgent=feed.visible < feed.seq)
+
+    async def _reclaim(self, refused: list[Feed]) -> None:
+        """An append is refused when another node took the conversation over, or when the log has lost its tail."""
+        if not refused:
             return
+        kept = await asyncio.gather(*(self.feeds.reclaim(feed) for feed in refused))
+        for feed, ours in zip(refused, kept, strict=True):
+            if ours:
+                log_lines.warning("the log lost its tail; writing it again", conversation_id=feed.key.conversation_id)
+                self._due_again(feed)
+            else:
+                self.feeds.give_up(feed)
+                self.on_refused(feed)
 
     async def _commit(self, batch: list[Append]) -> list[bool]:
         """As the log's `commit`. An append that no log can take costs its own conversation, and no other."""

@@ -32,6 +32,10 @@ class Position(NamedTuple):
     epoch: int
 
 
+ANY_EPOCH = -1
+"""In a cursor just before an entry that was looked up, not remembered: whatever epoch stands there is right."""
+
+
 class OpenTurn(NamedTuple):
     """A turn whose `message` is in the log and whose `done` or `error` isn't."""
 
@@ -132,6 +136,10 @@ class Log(Protocol):
 
     async def unfinished(self, owner: str | None = None) -> list[Key]:
         """Conversations with open turns: all, or those of the node `owner`; "" for those of nobody."""
+        ...
+
+    async def owners(self) -> set[str]:
+        """The nodes that own conversations with open turns; none where nodes don't share the log."""
         ...
 
     async def expire(self, before_ms: int) -> list[Key]:

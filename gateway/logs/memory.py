@@ -87,6 +87,9 @@ class MemoryLog:
             return []
         return [key for key, head in self._heads.items() if head.open_turns]
 
+    async def owners(self) -> set[str]:
+        return set()
+
     async def expire(self, before_ms: int) -> list[Key]:
         self._check_open()
         old = [key for key, entries in self._entries.items() if entries and self._is_over(key, entries[-1], before_ms)]

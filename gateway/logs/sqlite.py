@@ -149,6 +149,9 @@ class SqliteLog:
             return []
         return await self._on_writer(lambda: self._opened().unfinished())
 
+    async def owners(self) -> set[str]:
+        return set()
+
     async def expire(self, before_ms: int) -> list[Key]:
         """In steps, with commits in between. Cancelled, it leaves the rest for the next time."""
         erased: list[Key] = []

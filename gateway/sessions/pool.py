@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
 import structlog
 from msgspec import UnsetType
 
-from gateway.logs.journal import Journal, forget
+from gateway.logs.feed import Feed
+from gateway.logs.feeds import forget
+from gateway.logs.journal import Journal
 from gateway.logs.log import Key, LogUnavailable
 from gateway.sessions.allocator import Trimmer
 from gateway.sessions.calls import check_tools
 from gateway.sessions.generation import Engine
 from gateway.sessions.session import Acknowledged, Outcome, Session
 from gateway.sessions.states import State
+from gateway.sessions.takeover import TakeOver
 from gateway.sessions.turn import TurnRun
 from gateway.settings import Limits
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import ChatMessage, Error
 
-RECOVER_AT_ONCE = 32
-"""Conversations that are loaded side by side when the gateway starts with turns left open."""
 DELETE_GRACE_S = 1.0
 """How long readers that are behind may take to see the end of a conversation before it is erased."""
 
@@ -53,7 +55,6 @@ class SessionPool:
     def __init__(self, journal: Journal, engine: Engine, limits: Limits) -> None:
         self.journal = journal
         self.draining = False
-        self._handed_over = False
         self._engine = engine
         self._limits = limits
         self._sessions: dict[Key, Session] = {}
@@ -63,6 +64,8 @@ class SessionPool:
         self._runs: dict[asyncio.Task[None], tuple[TurnRun, Session]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self.take_over = TakeOver(journal, self.session)
+        journal.on_refused = self._refused
 
     @property
     def sessions(self) -> int:
@@ -72,31 +75,38 @@ class SessionPool:
     def running(self) -> int:
         return len(self._runs)
 
+    def known(self, key: Key) -> Session | None:
+        """Its session, if this node owns it and the session is in memory."""
+        session = self._sessions.get(key)
+        return session if session is not None and not session.feed.fenced else None
+
     # ------------------------------------------------------------ commands
 
-    async def submit(self, key: Key, frame: ChatMessage) -> tuple[Session, Acknowledged]:
-        """Appends a message; its entry is the acknowledgement. Raises `Refusal`; then nothing was appended."""
+    async def submit(self, key: Key, frame: ChatMessage, *, handed_on: bool = False) -> tuple[Session, Acknowledged]:
+        """Appends a message; its entry is the acknowledgement. Raises `Refusal`; then nothing was appended.
+
+        `handed_on`: the client is on another node, which the end of this one needn't trouble: behind a running turn
+        the message is taken even while this node drains, and handed over with it.
+        """
         session = await self.session(key)
         if frame.message_id is None or session.fold.by_message_id(frame.message_id) is None:
-            self._admit(session)
+            self._admit(session, draining=self.draining and not (handed_on and not session.idle))
             check_tools(frame.tools or (), self._engine.toolbox)
             await self._engine.context.admit(frame)
             # While its tokens were counted the session may have been evicted or deleted.
             session = await self.session(key)
         return session, session.submit(frame, max_queued=self._engine.log_settings.max_queued)
 
-    def _admit(self, session: Session) -> None:
+    def _admit(self, session: Session, *, draining: bool) -> None:
         try:
-            self._check_room()
+            self._check_room(draining=draining)
         except Refusal:
             self._forget_if_empty(session)
             raise
 
-    def _check_room(self) -> None:
-        if self.draining:
-            raise Refusal(
-                ErrorCode.OVERLOADED, "This node is about to stop. Connect again and resend.", retry_after_s=1
-            )
+    def _check_room(self, *, draining: bool) -> None:
+        if draining:
+            raise about_to_stop()
         if not self.journal.available:
             raise Refusal(
                 ErrorCode.OVERLOADED, "The conversation log can't be written now. Try again soon.", retry_after_s=2
@@ -156,15 +166,21 @@ class SessionPool:
     def _drop(self, session: Session) -> None:
         """Nothing can be appended through this session any more; whoever comes next starts from the log."""
         session.hand_over()
-        session.feed.refused()
-        self.journal.forget(session.feed)
+        self.journal.feeds.give_up(session.feed)
         if self._sessions.get(session.feed.key) is session:
             del self._sessions[session.feed.key]
+
+    def _refused(self, feed: Feed) -> None:
+        """The log says that the conversation isn't ours any more. Its turn ends here at once, whatever it waits for."""
+        session = self._sessions.get(feed.key)
+        if session is not None and session.feed is feed:
+            self._drop(session)
 
     # ------------------------------------------------------------ sessions
 
     async def session(self, key: Key) -> Session:
-        """The session of a conversation, whether or not that exists yet. Raises `Refusal` (`OVERLOADED`).
+        """The session of a conversation, whether or not that exists yet. Raises `Refusal` (`OVERLOADED`), and
+        `Elsewhere` when another node owns the conversation.
 
         It is in the pool when this returns. Decide with it before anything is awaited: later it may be gone.
         """
@@ -202,24 +218,25 @@ class SessionPool:
         return session
 
     async def _load(self, key: Key) -> Session:
-        feed = await self.journal.open(key)
+        if self.draining and self.journal.feeds.shared:
+            raise about_to_stop()
+        feed, lost = await self.journal.feeds.own(key)
         fold = await feed.fold()
         session = self._sessions[key] = Session(feed, fold, self._engine, self._start)
         session.last_active = self._loop.time()
         session.draining = self.draining
-        if self._handed_over:
-            feed.hand_over()
         if self.draining:
             return session
         # A session with an open turn is never evicted: whoever ran this one is gone.
-        session.resume(lost=self.journal.log.unclean)
+        session.resume(lost=lost)
         return session
 
     def _forget_if_empty(self, session: Session) -> bool:
         """Asking about a conversation that doesn't exist leaves nothing behind."""
-        if session.feed.seq == 0:
-            self._sessions.pop(session.feed.key, None)
-        return session.feed.seq == 0
+        feed = session.feed
+        if feed.seq == 0 and self._sessions.pop(feed.key, None) is not None:
+            self.journal.feeds.release(feed)
+        return feed.seq == 0
 
     def _touch(self, session: Session) -> None:
         session.last_active = self._loop.time()
@@ -263,23 +280,16 @@ class SessionPool:
     async def start(self) -> None:
         """Takes over the turns that the last run left open, and begins to look for idle sessions."""
         self._sweeper = asyncio.create_task(self._sweep(), name="pool sweep")
-        keys = await self.journal.log.unfinished()
-        if keys:
-            log_lines.info("taking over turns left open", conversations=len(keys), lost=self.journal.log.unclean)
-        gate = asyncio.Semaphore(RECOVER_AT_ONCE)
+        await self.take_over.start()
 
-        async def recover(key: Key) -> None:
-            async with gate:
-                try:
-                    await self._loaded(key)
-                except Exception:  # the others go on
-                    log_lines.exception("a turn left open couldn't be taken over", conversation_id=key.conversation_id)
-
-        await asyncio.gather(*(recover(key) for key in keys))
-
-    async def drain(self, within_s: float) -> None:
-        """Takes no new messages, lets running turns end within the time, and hands over the others."""
+    async def drain(self, within_s: float) -> list[Key]:
+        """Takes no new messages, lets running turns end within the time, and hands over the others: returns their
+        conversations, which are nobody's now where nodes share the log."""
         self.draining = True
+        await self.take_over.close()
+        for session in [session for session in self._sessions.values() if session.idle]:
+            if session.feed.committed == session.feed.seq and self.journal.feeds.shared:
+                self._evict(session)
         busy = [task for task, (run, _) in self._runs.items() if not run.waits_for_client]
         if busy and within_s > 0:
             await asyncio.wait(busy, timeout=within_s)
@@ -287,9 +297,23 @@ class SessionPool:
             session.hand_over()
         if self._runs:
             await asyncio.wait(list(self._runs))
-        self._handed_over = True
-        for session in list(self._sessions.values()):
-            session.feed.hand_over()
+        self.journal.feeds.hand_over()
+        return await self._release_all()
+
+    async def _release_all(self) -> list[Key]:
+        """Gives up every conversation, once all of it is in the log."""
+        if not self.journal.feeds.shared:
+            return []
+        sessions = list(self._sessions.values())
+        with suppress(TimeoutError, LogUnavailable):
+            async with asyncio.timeout(CLOSE_WITHIN_S):
+                for session in sessions:
+                    await session.feed.when_committed(session.feed.seq)
+        for session in sessions:
+            if session.feed.committed == session.feed.seq:
+                self._evict(session)
+        await self.journal.feeds.close()
+        return [session.feed.key for session in sessions if session.fold.current() is not None]
 
     async def close(self) -> None:
         if self._sweeper is not None:
@@ -329,15 +353,19 @@ class SessionPool:
     def evict(self, before: float) -> int:
         """Drops sessions that have been idle since `before` (loop time). Returns how many."""
         evicted = 0
-        for key, session in list(takewhile(lambda item: item[1].last_active <= before, self._sessions.items())):
+        for session in list(takewhile(lambda session: session.last_active <= before, self._sessions.values())):
             if session.feed.fenced:
                 self._drop(session)
             elif session.idle and session.feed.committed == session.feed.seq:
-                del self._sessions[key]
+                self._evict(session)
                 evicted += 1
             else:
                 self._touch(session)  # an open turn is activity
         return evicted
+
+    def _evict(self, session: Session) -> None:
+        del self._sessions[session.feed.key]
+        self.journal.feeds.release(session.feed)
 
     def end_orphans(self, now: float, grace_s: float) -> None:
         """Cancels turns that nobody has read for `grace_s`, unless they wait for a client's results."""
@@ -355,7 +383,7 @@ class SessionPool:
         """Erases conversations that were last written so long ago. Raises `LogUnavailable`."""
         log = self.journal.log
         for key in await log.expire(int((time.time() - retention_s) * 1000)):
-            feed = self.journal.known(key)
+            feed = self.journal.feeds.known(key)
             if feed is None or not feed.committed:
                 continue
             head = await log.head(key)
@@ -365,8 +393,12 @@ class SessionPool:
             if session is not None and session.feed is feed:
                 self._drop(session)
             feed.refused()
-            self.journal.forget(feed)
+            self.journal.feeds.forget(feed)
             await feed.end(0)
+
+
+def about_to_stop() -> Refusal:
+    return Refusal(ErrorCode.OVERLOADED, "This node is about to stop. Connect again and resend.", retry_after_s=1)
 
 
 def log_unreadable() -> Refusal:

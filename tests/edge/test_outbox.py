@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from gateway.edge import outbox as outboxes
-from gateway.edge.outbox import FLUSH_BYTES, Outbox
+from gateway.edge.outbox import FLUSH_BYTES, Outbox, Subscription
 from gateway.logs.feed import Feed
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Position
@@ -48,11 +48,12 @@ class Desk:
     def __init__(self, log: FaultLog, journal: Journal) -> None:
         self.log, self.journal = log, journal
         self.shell = FakeShell()
-        self.out = Outbox(self.shell)  # type: ignore[arg-type]
+        self.moved: list[Subscription] = []
+        self.out = Outbox(self.shell, self.moved.append)  # type: ignore[arg-type]
         self._feeds: list[Feed] = []
 
     async def feed(self, name: str = "c") -> Feed:
-        feed = await self.journal.open(Key("o", name))
+        feed = await self.journal.feeds.open(Key("o", name))
         self._feeds.append(feed)
         return feed
 
@@ -107,7 +108,7 @@ async def test_one_write_for_all_that_is_due_answers_first(desk: Desk) -> None:
 
 async def test_readers_of_one_place_share_the_bytes_unless_they_wait_for_an_answer(desk: Desk) -> None:
     feed = await desk.feed()
-    others = [Outbox(FakeShell()) for _ in range(3)]  # type: ignore[arg-type]
+    others = [Outbox(FakeShell(), list[Subscription]().append) for _ in range(3)]  # type: ignore[arg-type]
     subs = [out.attach("c", feed, Position(0, 0)) for out in (desk.out, *others)]
     subs[1].refs[1] = "mine"
     others[2].codec = MSGPACK

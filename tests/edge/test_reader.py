@@ -13,7 +13,7 @@ from gateway.logs.feed import Slice
 from gateway.logs.log import Position
 from protocol.frames import Token
 from tests.support.faults import FaultLog
-from tests.support.node import KEY, is_token, read_until, running_node
+from tests.support.node import KEY, feeds_of, is_token, read_until, running_node
 from tests.support.scripted import END, ScriptedModel
 
 
@@ -26,7 +26,7 @@ async def test_slices_then_level_then_heartbeats() -> None:
         frames = await node.ask()
         feed = (await node.pool.session(KEY)).feed
         seen: list[list[int]] = []
-        with Reader(feed, Position(1, 0)) as reader:
+        with Reader(feeds_of(feed), feed, Position(1, 0)) as reader:
             async for made in reader.slices(0.01):
                 seen.append([frame.seq for frame in made.frames])
                 if len(seen) == 4:
@@ -43,7 +43,7 @@ async def test_a_reader_that_lags_reads_the_log() -> None:
         feed = (await node.pool.session(KEY)).feed
         feed._trim_idle()
         reads = log.reads
-        with Reader(feed, Position(0, 0)) as reader:
+        with Reader(feeds_of(feed), feed, Position(0, 0)) as reader:
             async for made in reader.slices(60):
                 assert [f.content for f in made.frames if isinstance(f, Token)] == ["ab"]
                 assert log.reads == reads + 1
@@ -59,7 +59,7 @@ async def test_while_the_log_cant_be_read_it_tries_again_until_the_peer_leaves(m
         feed = (await node.pool.session(KEY)).feed
         feed._trim_idle()
         log.down = True
-        with Reader(feed, Position(0, 0)) as reader:
+        with Reader(feeds_of(feed), feed, Position(0, 0)) as reader:
             reading = asyncio.create_task(all_slices(reader))
             while log.reads < 3:
                 await asyncio.sleep(0.001)
@@ -67,7 +67,7 @@ async def test_while_the_log_cant_be_read_it_tries_again_until_the_peer_leaves(m
             async with asyncio.timeout(5):
                 assert await reading == []
         log.down = False
-        with Reader(feed, Position(0, 0)) as reader:
+        with Reader(feeds_of(feed), feed, Position(0, 0)) as reader:
             async for made in reader.slices(60):
                 assert made.frames[-1].seq == 3
                 break
@@ -77,7 +77,10 @@ async def test_a_reader_ends_with_its_conversation() -> None:
     async with running_node(ScriptedModel([["a"], asyncio.Event()])) as node:
         session, _ = await node.send()
         await read_until(session, 0, is_token)
-        with Reader(session.feed, session.feed.head()) as reader, structlog.testing.capture_logs() as lines:
+        with (
+            Reader(feeds_of(session.feed), session.feed, session.feed.head()) as reader,
+            structlog.testing.capture_logs() as lines,
+        ):
             reading = asyncio.create_task(all_slices(reader))
             await asyncio.sleep(0)
             await node.pool.delete(KEY)

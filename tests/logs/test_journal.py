@@ -47,7 +47,7 @@ async def seqs(log: FaultLog, key: Key = KEY) -> list[int]:
 async def test_what_comes_in_one_turn_of_the_loop_shares_a_commit() -> None:
     log = FaultLog()
     async with running(log) as journal:
-        feeds = [await journal.open(Key("o", f"c{i}")) for i in range(20)]
+        feeds = [await journal.feeds.open(Key("o", f"c{i}")) for i in range(20)]
         for feed in feeds:
             ask(feed)
             say(feed, "a")
@@ -58,7 +58,7 @@ async def test_what_comes_in_one_turn_of_the_loop_shares_a_commit() -> None:
 async def test_tokens_wait_a_little_and_never_for_ever() -> None:
     log = FaultLog()
     async with running(log, token_delay_s=0.02) as journal:
-        feed = await journal.open(KEY)
+        feed = await journal.feeds.open(KEY)
         ask(feed)
         await feed.when_committed(1)
         for number in range(20):
@@ -74,13 +74,13 @@ async def test_tokens_wait_a_little_and_never_for_ever() -> None:
 async def test_what_comes_during_a_slow_commit_goes_with_the_next() -> None:
     log = FaultLog()
     async with running(log) as journal:
-        feed = await journal.open(KEY)
+        feed = await journal.feeds.open(KEY)
         ask(feed)
         log.gate.clear()
         await log.asked.wait()
         say(feed, "a", "b")
         end(feed)
-        other = await journal.open(OTHER)
+        other = await journal.feeds.open(OTHER)
         ask(other)
         assert (feed.visible, await seqs(log)) == (0, [])
         log.gate.set()
@@ -92,7 +92,7 @@ async def test_an_outage_is_buffered_and_said_once() -> None:
     log = FaultLog()
     with structlog.testing.capture_logs() as lines:
         async with running(log) as journal:
-            feed = await journal.open(KEY)
+            feed = await journal.feeds.open(KEY)
             log.down = True
             ask(feed)
             while log.commits < 4:
@@ -115,7 +115,7 @@ async def test_an_outage_is_buffered_and_said_once() -> None:
 async def test_a_commit_whose_answer_got_lost_isnt_written_twice() -> None:
     log = FaultLog()
     async with running(log) as journal:
-        feed = await journal.open(KEY)
+        feed = await journal.feeds.open(KEY)
         log.lose_answer = True
         ask(feed)
         say(feed, "a")
@@ -126,7 +126,7 @@ async def test_a_commit_whose_answer_got_lost_isnt_written_twice() -> None:
 async def test_a_fenced_feed_is_forgotten_and_the_others_go_on() -> None:
     log = FaultLog()
     async with running(log) as journal:
-        feed, other = await journal.open(KEY), await journal.open(OTHER)
+        feed, other = await journal.feeds.open(KEY), await journal.feeds.open(OTHER)
         ask(feed)
         await feed.when_committed(1)
         await log.erase(KEY)
@@ -136,7 +136,7 @@ async def test_a_fenced_feed_is_forgotten_and_the_others_go_on() -> None:
             await feed.when_committed(2)
         await other.when_committed(1)
         assert (feed.fenced, other.fenced) == (True, False)
-        again = await journal.open(KEY)
+        again = await journal.feeds.open(KEY)
         assert again is not feed
         assert (again.seq, again.stale) == (0, True)
 
@@ -146,7 +146,7 @@ async def test_an_append_that_cant_be_written_costs_only_its_own_conversation() 
     log.poison = "poison"
     with structlog.testing.capture_logs() as lines:
         async with running(log) as journal:
-            feed, other = await journal.open(KEY), await journal.open(OTHER)
+            feed, other = await journal.feeds.open(KEY), await journal.feeds.open(OTHER)
             ask(feed, "poison")
             ask(other)
             await other.when_committed(1)
@@ -161,7 +161,7 @@ async def test_an_append_that_cant_be_written_costs_only_its_own_conversation() 
 async def test_a_feed_that_is_dropped_while_it_is_written() -> None:
     log = FaultLog()
     async with running(log) as journal:
-        feed, other = await journal.open(KEY), await journal.open(OTHER)
+        feed, other = await journal.feeds.open(KEY), await journal.feeds.open(OTHER)
         ask(feed)
         log.gate.clear()
         await log.asked.wait()
@@ -175,7 +175,7 @@ async def test_a_feed_that_is_dropped_while_it_is_written() -> None:
 async def test_closing_writes_what_is_due() -> None:
     log = FaultLog()
     async with running(log, token_delay_s=60) as journal:
-        feed = await journal.open(KEY)
+        feed = await journal.feeds.open(KEY)
         ask(feed)
         await feed.when_committed(1)
         say(feed, "a", "b")
@@ -187,7 +187,7 @@ async def test_closing_doesnt_wait_for_a_log_that_is_gone() -> None:
     await log.open()
     journal = Journal(log)
     journal.start()
-    feed = await journal.open(KEY)
+    feed = await journal.feeds.open(KEY)
     log.down = True
     ask(feed)
     with structlog.testing.capture_logs() as lines:
@@ -202,23 +202,23 @@ async def test_closing_doesnt_wait_for_a_log_that_is_gone() -> None:
 async def test_openers_share_a_feed_that_lives_as_long_as_somebody_holds_it() -> None:
     log = FaultLog()
     async with running(log) as journal:
-        one, two = await asyncio.gather(journal.open(KEY), journal.open(KEY))
-        assert one is two is journal.known(KEY)
+        one, two = await asyncio.gather(journal.feeds.open(KEY), journal.feeds.open(KEY))
+        assert one is two is journal.feeds.known(KEY)
         ask(one)
         say(one, "a")
         await one.when_committed(2)
         del one, two
         gc.collect()
-        assert journal.known(KEY) is None
-        assert (await journal.open(KEY)).seq == 2
+        assert journal.feeds.known(KEY) is None
+        assert (await journal.feeds.open(KEY)).seq == 2
 
 
 async def test_unwritten_entries_keep_their_feed_alive() -> None:
     log = FaultLog()
     async with running(log) as journal:
-        ask(await journal.open(KEY))
+        ask(await journal.feeds.open(KEY))
         gc.collect()
-        feed = journal.known(KEY)
+        feed = journal.feeds.known(KEY)
         assert feed is not None
         await feed.when_committed(1)
 
@@ -234,8 +234,8 @@ async def test_an_opener_that_leaves_costs_the_others_nothing(monkeypatch: pytes
 
     monkeypatch.setattr(log, "head", slow_head)
     async with running(log) as journal:
-        left = asyncio.create_task(journal.open(KEY))
-        stays = asyncio.create_task(journal.open(KEY))
+        left = asyncio.create_task(journal.feeds.open(KEY))
+        stays = asyncio.create_task(journal.feeds.open(KEY))
         await asyncio.sleep(0)
         left.cancel()
         gate.set()
@@ -243,20 +243,20 @@ async def test_an_opener_that_leaves_costs_the_others_nothing(monkeypatch: pytes
         # A failure that nobody waits for any more is no warning either.
         gate.clear()
         log.down = True
-        left = asyncio.create_task(journal.open(OTHER))
+        left = asyncio.create_task(journal.feeds.open(OTHER))
         await asyncio.sleep(0)
         left.cancel()
         gate.set()
         await asyncio.sleep(0.01)
         gc.collect()
         log.down = False
-        assert (await journal.open(OTHER)).seq == 0
+        assert (await journal.feeds.open(OTHER)).seq == 0
 
 
 async def test_many_feeds_over_a_flapping_log_lose_and_double_nothing() -> None:
     log = FaultLog()
     async with running(log, token_delay_s=0.001) as journal:
-        feeds = [await journal.open(Key("o", f"c{i}")) for i in range(10)]
+        feeds = [await journal.feeds.open(Key("o", f"c{i}")) for i in range(10)]
 
         async def write(feed: Feed) -> None:
             for number in range(30):

@@ -20,7 +20,7 @@ from gateway.sessions import pool as pools
 from protocol.codes import Refusal
 from protocol.frames import Done, Entry, Token
 from tests.support.faults import FaultLog
-from tests.support.node import KEY, Node, is_end, is_token, kinds, read, read_until, running_node, text
+from tests.support.node import KEY, Node, feeds_of, is_end, is_token, kinds, read, read_until, running_node, text
 from tests.support.scripted import END, ScriptedModel, calls
 
 OTHER = Key("0:/anonymous", "c2")
@@ -75,7 +75,7 @@ async def test_whoever_asks_for_nothing_leaves_nothing_behind() -> None:
             await node.send()
         await node.pool.delete(KEY)
         gc.collect()
-        assert (node.pool.sessions, len(node.journal._feeds)) == (0, 0)
+        assert (node.pool.sessions, len(node.journal.feeds)) == (0, 0)
 
 
 async def test_a_caller_that_leaves_costs_the_others_nothing() -> None:
@@ -113,7 +113,7 @@ async def test_an_evicted_conversation_comes_back_and_its_readers_go_on() -> Non
         await read(session, done)
         await session.feed.when_committed(session.feed.seq)
         await idle(node)
-        with Reader(session.feed, session.feed.head()) as reader:
+        with Reader(feeds_of(session.feed), session.feed, session.feed.head()) as reader:
             assert node.pool.evict(FOREVER) == 1
             assert node.pool.sessions == 0
             feed = session.feed
@@ -177,7 +177,7 @@ async def test_an_idle_pool_holds_no_conversation(monkeypatch: pytest.MonkeyPatc
         assert node.pool.evict(FOREVER) == 20
         await asyncio.sleep(0.02)
         gc.collect()
-        assert len(node.journal._feeds) == 0
+        assert len(node.journal.feeds) == 0
 
 
 # ---------------------------------------------------------------- orphans
@@ -188,7 +188,7 @@ async def test_a_turn_isnt_orphaned_before_its_reader_can_come() -> None:
         session, done = await node.send()
         node.pool.end_orphans(100.0, 0.0)
         assert session.fold.turns[done.turn_id].end is None
-        with Reader(session.feed, Position(0, 0)):
+        with Reader(feeds_of(session.feed), session.feed, Position(0, 0)):
             node.pool.end_orphans(101.0, 0.0)
         node.pool.end_orphans(102.0, 5.0)
         node.pool.end_orphans(106.0, 5.0)
@@ -208,7 +208,7 @@ async def test_deletion_ends_turns_tells_readers_and_erases() -> None:
         frames: list[Entry] = []
 
         async def follow() -> None:
-            with Reader(session.feed, Position(0, 0)) as reader:
+            with Reader(feeds_of(session.feed), session.feed, Position(0, 0)) as reader:
                 async for made in reader.slices(60):
                     frames.extend(made.frames)
 
@@ -246,7 +246,7 @@ async def test_two_deletions_at_once_dont_erase_what_begins_after_them(monkeypat
         node.pool.evict(FOREVER)
         session = await node.pool.session(KEY)
         node.pool.evict(FOREVER)
-        with Reader(session.feed, Position(0, 0)):  # one that is stuck
+        with Reader(feeds_of(session.feed), session.feed, Position(0, 0)):  # one that is stuck
             erased = 0
             erase = node.log.erase
 
@@ -269,11 +269,11 @@ async def test_what_comes_during_a_deletion_waits_and_begins_anew(monkeypatch: p
     async with running_node(hanging()) as node:
         session, _ = await node.send("old")
         await read_until(session, 0, is_token)
-        with Reader(session.feed, Position(0, 0)):
+        with Reader(feeds_of(session.feed), session.feed, Position(0, 0)):
             deleting = asyncio.create_task(node.pool.delete(KEY))
             while not session.feed.deleted:
                 await asyncio.sleep(0)
-            late = await node.journal.open(KEY)
+            late = await node.journal.feeds.open(KEY)
             assert late is session.feed
             again, done = await node.send("new")
             assert again is not session
@@ -341,7 +341,7 @@ async def test_expired_conversations_go_and_their_readers_are_told() -> None:
             await node.ask(key=key)
         await idle(node)
         session = await node.pool.session(KEY)
-        with Reader(session.feed, session.feed.head()) as reader:
+        with Reader(feeds_of(session.feed), session.feed, session.feed.head()) as reader:
             await node.pool.expire(-10)
             async with asyncio.timeout(5):
                 assert [made.frames async for made in reader.slices(60)] == [[]]

@@ -383,7 +383,7 @@ async def test_rounds_whose_calls_are_logged_are_kept_and_a_waiting_turn_needs_n
     async with running_node(ScriptedModel([["let me"], calls(("f", {}))])) as old:
         await old.send()
         (call,) = await waiting(old)
-        await old.journal.open(KEY)
+        await old.journal.feeds.open(KEY)
         session = await old.pool.session(KEY)
         await session.feed.when_committed(session.feed.seq)
         await lose(old)

@@ -10,6 +10,8 @@ from typing import Any
 from gateway.context.manager import ContextManager
 from gateway.context.summary import Summarizer
 from gateway.edge.reader import Reader
+from gateway.logs.feed import Feed, Slice
+from gateway.logs.feeds import Feeds
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Log, Position
 from gateway.logs.memory import MemoryLog
@@ -94,8 +96,9 @@ async def read_until(session: Session, after: int, last: Any, timeout_s: float =
     seen: list[Entry] = []
     at = after
     async with asyncio.timeout(timeout_s):
-        with Reader(session.feed, Position(after, 0)) as reader:
+        with Reader(feeds_of(session.feed), session.feed, Position(after, 0)) as reader:
             async for made in reader.slices(60):
+                assert isinstance(made, Slice), f"a snapshot after {at}"
                 for frame in made.frames:
                     first = frame.first_seq if isinstance(frame, Token) and frame.first_seq else frame.seq
                     assert first == at + 1, f"{first} after {at}"
@@ -104,6 +107,13 @@ async def read_until(session: Session, after: int, last: Any, timeout_s: float =
                     if last(frame):
                         return seen
     raise AssertionError(f"the conversation ended after {seen}")
+
+
+def feeds_of(feed: Feed) -> Feeds:
+    """What a `Reader` needs beside a feed."""
+    journal = feed._journal
+    assert isinstance(journal, Journal)
+    return journal.feeds
 
 
 def is_call(frame: Entry) -> bool:

@@ -1,0 +1,205 @@
+"""The feeds of this node: which conversations it follows, and which it owns.
+
+    nobody's --claim--> ours --release--> nobody's         An owner appends; everybody else follows.
+    another's --it is lost--> claim instead of it --> ours
+
+A feed lives as long as somebody holds it: a session, a cursor, or entries that aren't written yet. Where several
+nodes share the log, a feed that isn't ours follows what its owner appends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+from gateway.logs.feed import Committer, Feed
+from gateway.logs.following import Following, level
+from gateway.logs.log import Claim, Head, Key, Log
+from gateway.logs.nodes import Alone, Nodes
+
+
+class Elsewhere(Exception):
+    """Another node owns the conversation: ask there."""
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(node_id)
+        self.node_id = node_id
+
+
+class Owned(NamedTuple):
+    feed: Feed
+    lost: bool
+    """The last owner ended without a word."""
+
+
+def forget(tasks: dict[Key, asyncio.Task[Any]], key: Key, task: asyncio.Task[Any]) -> None:
+    """Done callback of a task that many may wait for. If all of them are gone nobody else hears of its exception."""
+    tasks.pop(key, None)
+    if not task.cancelled():
+        task.exception()
+
+
+class Feeds:
+    """One feed a conversation. Every method that waits may raise `LogUnavailable` and is safe to cancel."""
+
+    def __init__(self, log: Log, nodes: Nodes, committer: Committer) -> None:
+        self._log = log
+        self._nodes = nodes
+        self._committer = committer
+        self._shared = not isinstance(nodes, Alone)
+        self._feeds: WeakValueDictionary[Key, Feed] = WeakValueDictionary()
+        self._opening: dict[Key, asyncio.Task[Feed]] = {}
+        self._releasing: dict[Key, asyncio.Task[None]] = {}
+        self._handed_over = False
+
+    @property
+    def shared(self) -> bool:
+        """Other nodes may use the same log."""
+        return self._shared
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def known(self, key: Key) -> Feed | None:
+        """Its feed, if somebody holds one."""
+        return self._feeds.get(key)
+
+    def forget(self, feed: Feed) -> None:
+        """Nothing more comes through it: who opens the conversation next gets another feed."""
+        if self._feeds.get(feed.key) is feed:
+            del self._feeds[feed.key]
+            if feed.follows:
+                self._nodes.unfollow(feed.key)
+
+    def give_up(self, feed: Feed) -> None:
+        """Its entries aren't those of the log any more, or others append now: its readers begin anew."""
+        self.forget(feed)
+        feed.refused()
+
+    # ------------------------------------------------------------ reading
+
+    async def open(self, key: Key) -> Feed:
+        """This node's feed of a conversation, whether or not that exists yet. Whose it is doesn't matter."""
+        if (feed := self._feeds.get(key)) is not None:
+            return feed
+        opening = self._opening.get(key)
+        if opening is None:
+            opening = self._opening[key] = asyncio.create_task(self._open(key), name="open feed")
+            opening.add_done_callback(lambda task: forget(self._opening, key, task))
+        return await asyncio.shield(opening)
+
+    async def _open(self, key: Key) -> Feed:
+        if not self._shared:
+            head = await self._log.head(key)
+            return self._feeds.get(key) or self._made(key, head)
+        following = self._following(key)
+        await self._nodes.follow(key, following)
+        try:
+            head = await self._log.head(key)
+        except BaseException:
+            self._nodes.unfollow(key)
+            raise
+        if (feed := self._feeds.get(key)) is not None:  # claimed meanwhile
+            self._nodes.unfollow(key)
+            return feed
+        feed = self._made(key, head)
+        feed.follows = True
+        following.feed_made()
+        return feed
+
+    def _made(self, key: Key, head: Head) -> Feed:
+        feed = self._feeds[key] = Feed(key, head, self._committer)
+        feed.handed_over = self._handed_over
+        if self._shared:
+            weakref.finalize(feed, self._gone, key)
+        return feed
+
+    def _following(self, key: Key) -> Following:
+        return Following(key, self._log, lambda: self._feeds.get(key), self.give_up)
+
+    def _gone(self, key: Key) -> None:
+        """The last one who held the feed has let go of it."""
+        if key not in self._feeds and key not in self._opening:
+            self._nodes.unfollow(key)
+
+    # ------------------------------------------------------------ owning
+
+    async def own(self, key: Key) -> Owned:
+        """Makes this node the one that appends, with a feed that has all of the log. Raises `Elsewhere` when another
+        node is it, and isn't known to be lost."""
+        if (releasing := self._releasing.get(key)) is not None:
+            await asyncio.wait([releasing])
+        claim = await self._claim(key)
+        if claim.owner is not None:
+            raise Elsewhere(claim.owner)
+        if (opening := self._opening.get(key)) is not None:
+            await asyncio.wait([opening])
+        feed = self._feeds.get(key)
+        if feed is not None and not await self._levelled(feed, claim.head):
+            self.give_up(feed)
+            feed = None
+        if feed is None:
+            feed = self._feeds.get(key) or self._made(key, claim.head)
+        if feed.follows:
+            feed.follows = False
+            self._nodes.unfollow(key)
+        feed.stale = claim.head.stale
+        return Owned(feed, claim.lost)
+
+    async def _claim(self, key: Key) -> Claim:
+        claim = await self._log.claim(key)
+        if claim.owner is not None and self._nodes.is_lost(claim.owner):
+            claim = await self._log.claim(key, instead_of=claim.owner)
+        return claim
+
+    async def _levelled(self, feed: Feed, head: Head) -> bool:
+        """Whether the feed has what the log has. Nobody appends now but us."""
+        if not feed.follows or (feed.seq, feed.epoch) == (head.seq, head.epoch):
+            return True
+        return await level(feed, self._log)
+
+    async def reclaim(self, feed: Feed) -> bool:
+        """The log refused an append of `feed`, which we own as far as we know. True: it had lost its tail, the feed
+        still has that, and what is missing is due again. False: the feed is of no use any more."""
+        if not self._shared:
+            return False
+        claim = await self._log.claim(feed.key)
+        if claim.owner is not None:
+            return False
+        if feed.rewind(claim.head):
+            return True
+        if claim.head.seq < feed.committed and not claim.head.stale:
+            # What was lost may have been seen: a place must not be used twice, so the next entry is of a new epoch.
+            await self._log.claim(feed.key, instead_of=self._log.node_id)
+        return False
+
+    def release(self, feed: Feed) -> asyncio.Task[None] | None:
+        """Lets others own a conversation of ours; all of it is in the log. Its readers follow it from now on."""
+        if not self._shared:
+            return None
+        key = feed.key
+        if not feed.cursors:
+            self.give_up(feed)
+        releasing = self._releasing[key] = asyncio.create_task(self._release(feed), name="release")
+        releasing.add_done_callback(lambda task: forget(self._releasing, key, task))
+        return releasing
+
+    async def _release(self, feed: Feed) -> None:
+        if not feed.fenced and not feed.handed_over:
+            following = self._following(feed.key)
+            await self._nodes.follow(feed.key, following)
+            feed.follows = True
+        await self._log.release(feed.key)
+
+    def hand_over(self) -> None:
+        """This node stops: whoever reads here over HTTP may go when level, and attach to another node."""
+        self._handed_over = True
+        for feed in list(self._feeds.values()):
+            feed.hand_over()
+
+    async def close(self) -> None:
+        """Waits for what is being released."""
+        if self._releasing:
+            await asyncio.wait(list(self._releasing.values()))

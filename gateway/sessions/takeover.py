@@ -1,0 +1,100 @@
+"""Turns whose owner is gone go on here, also when no client asks.
+
+A node that starts takes what nobody owns. A node that is found lost leaves its conversations to the others: each of
+them tries, in an order of its own, and the log gives every conversation to one. What falls between (a hand-over that
+nobody took, an owner that was lost before this node started) is looked for now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from gateway.logs.feeds import Elsewhere
+from gateway.logs.journal import Journal
+from gateway.logs.log import Key, LogUnavailable
+
+AT_ONCE = 32
+"""Conversations that are loaded side by side."""
+FIRST_LOOK_S, LOOK_S = 4.0, 30.0
+"""A node that isn't known yet is found lost within the first of these."""
+
+log_lines = structlog.get_logger(__name__)
+
+
+class TakeOver:
+    """`load` makes a conversation's session, which goes on with its turns."""
+
+    def __init__(self, journal: Journal, load: Callable[[Key], Awaitable[object]]) -> None:
+        self.taken = 0
+        """Conversations taken over so far, since the start."""
+        self._journal = journal
+        self._load = load
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Takes over what nobody owns. Raises `LogUnavailable`."""
+        await self._recover(await self._journal.log.unfinished(""), lost=self._journal.log.unclean)
+        if self._journal.feeds.shared:
+            self._journal.nodes.on_lost = self._node_lost
+            self._spawn(self._look_around())
+
+    async def close(self) -> None:
+        self._journal.nodes.on_lost = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _node_lost(self, node_id: str) -> None:
+        self._spawn(self._take_from(node_id))
+
+    async def _take_from(self, node_id: str) -> None:
+        """Everything that a lost node was doing, however long the log takes to tell."""
+        while True:
+            try:
+                await self._recover(await self._journal.log.unfinished(node_id), lost=True)
+                return
+            except LogUnavailable as problem:
+                log_lines.warning("turns of a lost node can't be read yet", problem=str(problem))
+                await asyncio.sleep(1)
+
+    async def _look_around(self) -> None:
+        await asyncio.sleep(FIRST_LOOK_S)
+        while True:
+            try:
+                await self._recover(await self._journal.log.unfinished(""), lost=False)
+                for owner in await self._journal.log.owners():
+                    if self._journal.nodes.is_lost(owner):
+                        await self._recover(await self._journal.log.unfinished(owner), lost=True)
+            except LogUnavailable as problem:
+                log_lines.warning("can't look for turns left open", problem=str(problem))
+            except Exception:
+                log_lines.exception("looking for turns left open failed by a bug")
+            await asyncio.sleep(LOOK_S * random.uniform(0.75, 1.25))
+
+    async def _recover(self, keys: list[Key], *, lost: bool) -> None:
+        if not keys:
+            return
+        log_lines.info("taking over turns left open", conversations=len(keys), lost=lost)
+        random.shuffle(keys)
+        await asyncio.gather(*(self._take(key) for key in keys))
+
+    async def _take(self, key: Key) -> None:
+        async with self._gate:
+            try:
+                await self._load(key)
+                self.taken += 1
+            except Elsewhere:
+                pass  # another node was faster
+            except Exception:  # the others go on
+                log_lines.exception("a turn left open couldn't be taken over", conversation_id=key.conversation_id)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
