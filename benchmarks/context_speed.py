@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gateway.app import GC_GENERATION_0
 from gateway.context.counting import TokenCounter
 from gateway.context.manager import ContextManager
 from gateway.context.selection import ToolSelector
@@ -35,6 +34,7 @@ from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Position
 from gateway.logs.memory import MemoryLog
 from gateway.models.model import Event, Finish, ModelRequest
+from gateway.server import GC_GENERATION_0
 from gateway.sessions.pool import SessionPool
 from gateway.sessions.turn import Engine
 from gateway.settings import Limits, LogAndSessions, Upstream
@@ -328,7 +328,7 @@ def _smooth(times: list[float]) -> Iterator[tuple[int, float]]:
 async def run(given: argparse.Namespace) -> None:
     console = Console()
     await curve(console, given.png)
-    # As a gateway does when it starts (`gateway.app.serve`).
+    # As a gateway does when it starts (`gateway.server.serve`).
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_GENERATION_0, 50, 50)

@@ -1,21 +1,16 @@
-"""The composition root: the only place where the parts meet. Builds a gateway from its settings, serves it, and
-stops it without losing a turn."""
+"""The composition root: the only place where the parts meet. Builds a gateway from its settings, and stops it without
+losing a turn."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
-import signal
-import socket
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import structlog
-import uvicorn
 from websockets.http11 import Request
 
 from gateway.context.manager import ContextManager
@@ -24,11 +19,10 @@ from gateway.context.summary import Summarizer
 from gateway.edge.connection import Connection
 from gateway.edge.gate import Gate
 from gateway.edge.handshake import Accept, AcceptThenClose, Decision, Reject
-from gateway.edge.http_guard import error_body, guarded_http
-from gateway.edge.keepalive import Keepalive
+from gateway.edge.http_guard import error_body
 from gateway.edge.principal import Authenticator, NoAuthentication
-from gateway.edge.routes import Edge, http_app
-from gateway.edge.websocket import ShellLimits, WebSocketShell, shell_factory
+from gateway.edge.routes import Edge, Scrape
+from gateway.edge.websocket import WebSocketShell
 from gateway.logs.journal import Journal
 from gateway.logs.log import Log, LogUnavailable
 from gateway.logs.opening import open_log
@@ -48,12 +42,6 @@ if TYPE_CHECKING:
 
 GOAWAY_SPREAD_MS = 3000
 """Clients that are sent away come back spread over this time, so that the next node isn't stormed."""
-GC_GENERATION_0 = 20_000
-"""Streams make many short-lived objects and no cycles: the collector's default of 700 only costs time."""
-
-BACKLOG = 4096
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 log_lines = structlog.get_logger(__name__)
 
 
@@ -143,13 +131,13 @@ class Gateway:
             return f"the conversation log can't be written: {problem}"
         return None
 
-    def edge(self) -> Edge:
+    def edge(self, scrape: Scrape) -> Edge:
         return Edge(
             router=self.router,
             authenticator=self.authenticator,
             gate=self.gate,
             limits=self.settings.limits,
-            metrics=self.metrics,
+            scrape=scrape,
             heartbeat_s=self.settings.serving.heartbeat_s,
             version=self.version,
             ready=self.ready,
@@ -236,106 +224,3 @@ def _token(request: Request) -> str | None:
     if scheme.lower() == "bearer":
         return token
     return parse_qs(urlsplit(request.path).query).get("ticket", [None])[0]
-
-
-class Server(uvicorn.Server):
-    """uvicorn, but a signal drains first: `/readyz` says so while turns come to their end."""
-
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
-        self._gateway = gateway
-        self._draining: asyncio.Task[None] | None = None
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own would end the process by the signal before the gateway is closed."""
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self.stop)
-        try:
-            yield
-        finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
-
-    def stop(self) -> None:
-        """First call: drain. Second: stop at once; turns are handed over all the same."""
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain(), name="drain")
-        else:
-            self.should_exit = True
-
-    async def _drain(self) -> None:
-        try:
-            await self._gateway.drain()
-        except Exception:
-            log_lines.exception("draining failed by a bug")
-        finally:
-            self.should_exit = True
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `OSError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
-
-
-async def serve(settings: Settings, listener: socket.socket) -> None:
-    """Runs a node until SIGTERM or SIGINT. Raises `LogUnavailable` when the log can't be opened."""
-    gateway = Gateway(settings)
-    serving = settings.serving
-    shell = shell_factory(
-        accept=gateway.accept,
-        limits=ShellLimits(
-            max_message_bytes=settings.limits.max_frame_bytes,
-            write_deadline_s=serving.write_deadline_s,
-            heartbeat_s=serving.heartbeat_s,
-            handshake_timeout_s=serving.handshake_timeout_s,
-        ),
-        keepalive=Keepalive(),
-    )
-    config = uvicorn.Config(
-        http_app(gateway.edge()),
-        ws=shell,  # type: ignore[arg-type]  # it calls whatever makes a protocol
-        http=guarded_http(serving.handshake_timeout_s, write_deadline_s=serving.write_deadline_s),
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        ssl_certfile=serving.tls_cert,
-        ssl_keyfile=serving.tls_key,
-        timeout_graceful_shutdown=5,
-    )
-    try:
-        with _signals_cancel():
-            await gateway.start()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_GENERATION_0, 50, 50)
-        log_lines.info("ready", address=_address(settings, listener), model=settings.model.model, log=settings.log.url)
-        await Server(config, gateway).serve([listener])
-    finally:
-        await gateway.close()
-        log_lines.info("stopped")
-
-
-def _address(settings: Settings, listener: socket.socket) -> str:
-    scheme = "https" if settings.serving.tls_cert else "http"
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-@contextmanager
-def _signals_cancel() -> Iterator[None]:
-    """While the gateway starts, a signal cancels the task that starts it, so that what was begun is closed."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    for number in SIGNALS:
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        yield
-    finally:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from typing import Annotated, Literal, NoReturn
 
 import uvloop
 from cyclopts import App, Parameter
 
-from gateway.app import gateway_version, listen, serve
+from gateway.app import gateway_version
 from gateway.logs.log import LogUnavailable
-from gateway.settings import SettingsError, load_settings
+from gateway.server import listen, reserve, serve
+from gateway.settings import Settings, SettingsError, load_settings
+from gateway.supervisor import StartFailed, supervise
 from gateway.telemetry.logging import configure
 from gateway.terminal import chat
 
@@ -52,7 +55,7 @@ def serve_command(
     log_url
         Where conversations are kept: sqlite:convobase.db, or memory:.
     workers
-        Processes (1).
+        Processes that serve together, one for each core (1); several need a log that they share.
     tls_cert
         Certificate chain (PEM), for https and wss.
     tls_key
@@ -73,16 +76,28 @@ def serve_command(
         _stop(str(problem))
     configure(settings.serving.log_level, settings.serving.log_format)
     serving = settings.serving
+    bind = listen if serving.workers == 1 else reserve
     try:
-        listener = listen(serving.host, serving.port)
+        bound = bind(serving.host, serving.port)
     except OSError as problem:
         _stop(f"Can't listen on {serving.host}:{serving.port} ({problem.strerror}). Choose another one with --port.")
     try:
-        uvloop.run(serve(settings, listener))
-    except LogUnavailable as problem:
+        with bound:
+            clean = _serve(settings, bound)
+    except (LogUnavailable, StartFailed) as problem:
         _stop(str(problem))
     except asyncio.CancelledError:
         _stop("stopped before it was ready.")
+    if not clean:
+        raise SystemExit(1)
+
+
+def _serve(settings: Settings, bound: socket.socket) -> bool:
+    """Whether all ended in peace."""
+    if settings.serving.workers > 1:
+        return supervise(settings, bound)
+    uvloop.run(serve(settings, bound))
+    return True
 
 
 @app.command(name="chat")

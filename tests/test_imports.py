@@ -18,7 +18,8 @@ LEVELS = (
     {"gateway.context", "gateway.logs", "gateway.models", "gateway.tools"},
     {"gateway.sessions"},
     {"gateway.edge"},
-    {"gateway.app", "gateway.terminal", "gateway.terminal_page"},
+    {"gateway.app", "gateway.orders", "gateway.terminal", "gateway.terminal_page"},
+    {"gateway.server", "gateway.supervisor", "gateway.worker"},
     {"gateway.cli", "gateway.__main__"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -189,7 +189,11 @@ def test_origins(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("LOG_URL", "redis://u:hush@h", "CONVOBASE_LOG_URL: the Redis log comes with a later version; give sqlite:"),
         ("ALLOWED_ORIGINS", "https://a.example/", "CONVOBASE_ALLOWED_ORIGINS is 'https://a.example/', which isn't"),
         ("ALLOWED_ORIGINS", "*", "CONVOBASE_ALLOWED_ORIGINS is '*', which isn't right: give origins such as https:"),
-        ("WORKERS", "2", "CONVOBASE_WORKERS: several workers need a shared log (LOG_URL=redis://…), which comes with"),
+        (
+            "WORKERS",
+            "2",
+            "CONVOBASE_WORKERS: several workers need a log that they share; give LOG_URL redis://HOST, or",
+        ),
         ("AUTH", "jwt", "CONVOBASE_AUTH: authentication comes with a later version; give none"),
         ("AUTH", "basic", "CONVOBASE_AUTH is 'basic', which isn't right: give none."),
         ("JWT_SECRET", "hush", "CONVOBASE_JWT_SECRET: authentication comes with a later version, so this would have"),
@@ -239,6 +243,10 @@ def test_a_wrong_file(toml: str, line: str, empty_folder: Path) -> None:
     [
         ({"port": 70000}, "--port is 70000, which isn't right: give a port number from 0 to 65535."),
         ({"log_level": "loud"}, "--log-level is 'loud', which isn't right: give debug, info, warning or error."),
+        (
+            {"workers": 2, "log_url": "memory:"},
+            "--workers: several workers need a log that they share; give LOG_URL redis://HOST, or 1 with memory:.",
+        ),
         ({"hots": "x"}, "--hots is not a setting; did you mean `--host`?"),
     ],
 )

@@ -29,13 +29,15 @@ from gateway.sessions.pool import log_unreadable
 from gateway.sessions.router import Router
 from gateway.sessions.session import new_id
 from gateway.settings import Limits
-from gateway.telemetry.metrics import Metrics
 from protocol.codec import BadFrame, decode_body, parse_cursor, valid_identifier
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import Cancel, ChatMessage, ClientFrame, ClientFunctionResult, Snapshot
 from protocol.schema import asyncapi, openapi
 
 F = TypeVar("F", bound=ClientFrame)
+
+Scrape = Callable[[], Awaitable[tuple[bytes, str]]]
+"""Makes the body of `/metrics` and its content type."""
 
 log_lines = structlog.get_logger(__name__)
 
@@ -48,7 +50,7 @@ class Edge:
     authenticator: Authenticator
     gate: Gate
     limits: Limits
-    metrics: Metrics
+    scrape: Scrape
     heartbeat_s: float
     version: str
     ready: Callable[[], Awaitable[str | None]]
@@ -163,7 +165,7 @@ class Routes:
         return json_answer({"status": "not ready", "reason": problem}, 503, {"Retry-After": "1"})
 
     async def metrics(self, request: Request) -> Response:
-        body, content_type = self._edge.metrics.render()
+        body, content_type = await self._edge.scrape()
         return Response(body, media_type=content_type)
 
     async def playground(self, request: Request) -> Response:

@@ -16,7 +16,7 @@ _LATER = "comes with a later version"
 
 def broken_rule(settings: Settings) -> tuple[str, str] | None:
     """The first rule that is broken: the setting to name, and the rest of the sentence. None: all is well."""
-    return _tls(settings) or _not_yet(settings) or _exposure(settings)
+    return _tls(settings) or _not_yet(settings) or _workers(settings) or _exposure(settings)
 
 
 def _tls(settings: Settings) -> tuple[str, str] | None:
@@ -36,8 +36,6 @@ def _readable(path: Path) -> bool:
 
 def _not_yet(settings: Settings) -> tuple[str, str] | None:
     who, limits = settings.who, settings.limits
-    if settings.serving.workers > 1:
-        return "workers", f"several workers need a shared log (LOG_URL=redis://…), which {_LATER}; give 1."
     if settings.log.log_url.startswith("redis"):
         return "log_url", f"the Redis log {_LATER}; give sqlite:PATH or memory:."
     if who.auth != "none":
@@ -50,6 +48,13 @@ def _not_yet(settings: Settings) -> tuple[str, str] | None:
         if getattr(limits, name) != getattr(plain_limits, name):
             return name, "limits per user come with a later version, so this would have no effect; leave it out."
     return None
+
+
+def _workers(settings: Settings) -> tuple[str, str] | None:
+    if settings.serving.workers == 1 or settings.log.log_url.startswith("redis"):
+        return None
+    engine = settings.log.log_url.partition(":")[0]
+    return "workers", f"several workers need a log that they share; give LOG_URL redis://HOST, or 1 with {engine}:."
 
 
 def _exposure(settings: Settings) -> tuple[str, str] | None:

@@ -88,7 +88,12 @@ class Serving(Slice):
     port: Whole = _setting(8080, "port; 0: any free one", "a port number from 0 to 65535", ge=0, le=65535)
     tls_cert: Path | None = _setting(None, "PEM file of the certificate chain", "the path of a PEM file")
     tls_key: Path | None = _setting(None, "PEM file of its key", "the path of a PEM file")
-    workers: Whole = _setting(1, "processes; more than one comes with a later version", _AT_LEAST_1, ge=1)
+    workers: Whole = _setting(
+        1,
+        "processes that serve together, one for each core; several need a `redis:` log",
+        _AT_LEAST_1,
+        ge=1,
+    )
     drain_s: Seconds = _setting(30, "how long running turns may go on after SIGTERM", _SECONDS, ge=0)
     handshake_timeout_s: Seconds = _setting(
         10, "for a WebSocket handshake and for half-sent HTTP headers", _SECONDS_OVER_0, gt=0

@@ -54,8 +54,15 @@ _QUIET = {
 }
 
 
-def configure(level: str, format: Format, stream: TextIO | None = None) -> None:  # noqa: A002  # the setting's name
-    """Routes structlog and the standard library's `logging` to `stream` (default: stderr), from `level` up.
+def configure(
+    level: str,
+    format: Format,  # noqa: A002  # the setting's name
+    stream: TextIO | None = None,
+    *,
+    worker: int | None = None,
+) -> None:
+    """Routes structlog and the standard library's `logging` to `stream` (default: stderr), from `level` up. `worker`
+    stands on each line, where it isn't None.
 
     May be called again, which replaces the earlier configuration. uvicorn has to be told `log_config=None`, or it
     installs its own handlers.
@@ -64,6 +71,7 @@ def configure(level: str, format: Format, stream: TextIO | None = None) -> None:
     least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        *([] if worker is None else [_of_worker(worker)]),
         structlog.stdlib.add_log_level,
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -88,6 +96,15 @@ def configure(level: str, format: Format, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(least)
     _adopt_libraries(least)
+
+
+def _of_worker(index: int) -> Processor:
+    def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        # A supervisor's line may be about another one.
+        event.setdefault("worker", index)
+        return event
+
+    return add
 
 
 def _adopt_libraries(least: int) -> None:

@@ -194,6 +194,10 @@ class Metrics(Collector):
         """The body of `/metrics` and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
 
+    def families(self) -> list[Metric]:
+        """What `render` writes, the process's own metrics included."""
+        return list(self._registry.collect())
+
     def collect(self) -> Iterator[Metric]:
         """For prometheus-client, at each scrape."""
         for instrument in self._instruments.values():

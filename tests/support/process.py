@@ -26,6 +26,8 @@ class GatewayProcess:
     """`settings` are those of the contract, in lower case and without the prefix. `folder` takes its log lines, and is
     its working directory. The port is found in its "ready" line."""
 
+    command = ("-m", "gateway.cli", "serve", "--port", "0")
+
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
         self.port = 0
@@ -56,10 +58,14 @@ class GatewayProcess:
         env |= {f"CONVOBASE_{name.upper()}": str(value) for name, value in self.settings.items()}
         env |= {"CONVOBASE_LOG_FORMAT": "json", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
         self._starts += 1
-        command = [sys.executable, "-m", "gateway.cli", "serve", "--port", "0"]
         with self._log_path.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, *self.command],
+                cwd=self.folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         self.port = self._wait(self._announced_port)
         self._wait(self._ready)

@@ -63,6 +63,15 @@ def test_ids_stand_on_every_line() -> None:
     assert own["timestamp"].endswith("Z")
 
 
+def test_a_workers_lines_say_which() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream, worker=2)
+    structlog.get_logger().info("ours")
+    structlog.get_logger().info("about another one", worker=1)
+    logging.getLogger("uvicorn.error").warning("a library's")
+    assert [line["worker"] for line in lines(stream)] == [2, 1, 2]
+
+
 @pytest.mark.parametrize("kind", ["console", "json"])
 def test_level(kind: Format) -> None:
     stream = start(kind, "warning")
