@@ -1,10 +1,10 @@
-"""What all tests share: an environment without the developer's settings, and a browser for the page."""
+"""What all tests share: an environment without the developer's settings, a browser for the page, Valkey servers."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +12,7 @@ import pytest
 from playwright.async_api import Page, async_playwright
 
 from tests.e2e.browser import CHROMIUM_FLAGS
+from tests.support.valkey import Valkey, valkey, valkey_cluster
 
 # A loaded machine is no failure; CI repeats exactly what a failing run of it did.
 hypothesis.settings.register_profile("convobase", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -49,3 +50,17 @@ async def page(chromium_path: Path) -> AsyncIterator[Page]:
             yield await browser.new_page()
         finally:
             await browser.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Valkey]:
+    """One Valkey for all tests that do nothing to the server itself; each takes a `?prefix=` of its own."""
+    with valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[list[Valkey]]:
+    """A cluster of three for all tests that leave it as it is."""
+    with valkey_cluster() as servers:
+        yield servers
