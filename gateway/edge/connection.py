@@ -90,8 +90,9 @@ class Connection:
 
     @property
     def busy(self) -> bool:
-        """A turn of one of its conversations is open, or a command isn't answered yet."""
-        return self._waiting > 0 or any(sub.cursor.feed.open_turns for sub in self._out.subscriptions.values())
+        """A turn that this node runs is open in one of its conversations, or a command isn't answered yet."""
+        feeds = (sub.cursor.feed for sub in self._out.subscriptions.values())
+        return self._waiting > 0 or any(feed.open_turns and not feed.follows for feed in feeds)
 
     def goaway(self, reason: str, reconnect_after_ms: int) -> None:
         """Says goodbye, and closes with 1012 once what is written has gone out."""

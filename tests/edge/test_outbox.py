@@ -221,6 +221,21 @@ async def test_a_cursor_that_is_moved_or_dropped_while_it_is_read(desk: Desk) ->
     assert (feed.cursors, desk.out.detach("c")) == ((), None)
 
 
+async def test_a_reader_whose_feed_was_given_up_is_handed_on_once_with_its_place(desk: Desk) -> None:
+    feed = await desk.feed()
+    sub = desk.out.attach("c", feed, Position(0, 0))
+    ask(feed)
+    await feed.when_committed(1)
+    await desk.until_level()
+    sub.refs[2] = "mine"
+    desk.journal.feeds.give_up(feed)
+    await asyncio.sleep(0.01)
+    assert (desk.moved, desk.shell.closed, feed.cursors) == ([sub], [], ())
+    assert desk.out.subscriptions["c"].cursor.position == Position(1, 0)
+    refusal = desk.shell.frames[-1]
+    assert (refusal["ref"], refusal["error"]["code"]) == ("mine", "OVERLOADED")
+
+
 async def test_deleted_comes_last_and_ends_the_subscription(desk: Desk) -> None:
     feed, behind = await desk.feed(), await desk.feed("behind")
     for one in (feed, behind):

@@ -439,3 +439,42 @@ async def test_while_the_log_is_down_not_even_tokens_are_shown(desk: Desk) -> No
     await desk.commit(feed)
     say(feed, "c")
     assert feed.visible == 4
+
+
+# ---------------------------------------------------------------- a log that lost its tail
+
+
+async def test_what_the_log_lost_is_due_again_at_the_same_places(desk: Desk) -> None:
+    feed = await opened(desk)
+    reader, _ = cursor(feed)
+    ask(feed)
+    await desk.commit(feed)
+    say(feed, "a", "b")
+    await desk.commit(feed)
+    say(feed, "c")
+    del desk.log._entries[KEY][1:]
+    desk.log._heads[KEY] = Head(1, 0, False, feed.open_turns)
+    append = feed.take_append()
+    assert append is not None
+    assert append.after == Position(3, 0)
+    assert feed.rewind(await desk.log.head(KEY))
+    assert (feed.committed, feed.visible, feed.seq) == (1, 4, 4)
+    assert await desk.commit(feed)
+    assert [entry.seq for entry in await desk.log.read(KEY, 0, 1 << 20)] == [1, 2, 3, 4]
+    made = reader.take()
+    assert made is not None
+    assert [frame.seq for frame in made.frames] == [1, 4]
+
+
+async def test_a_log_that_lost_more_than_the_tail_holds_or_was_erased_isnt_written_again(desk: Desk) -> None:
+    feed = await opened(desk)
+    reader, _ = cursor(feed)
+    ask(feed)
+    say(feed, "a", "b")
+    await desk.commit(feed)
+    assert not feed.rewind(Head(3, 0))  # it has all
+    assert not feed.rewind(Head(2, 7))  # somebody else's entries
+    assert not feed.rewind(Head(0, 0, stale=True))  # it was erased
+    feed._drop(2)
+    assert not feed.rewind(Head(1, 0))
+    reader.close()
