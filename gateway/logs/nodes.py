@@ -8,7 +8,7 @@ own rule. What is seen here decides only when somebody else may become the owner
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from gateway.logs.log import Key, Position
@@ -73,6 +73,11 @@ class Nodes(Protocol):
         """Nothing more is delivered for `key`. What has to be told to the engine is told in the background."""
         ...
 
+    async def followed(self, keys: Sequence[Key]) -> list[bool]:
+        """For each conversation whether another node follows it now, as far as the engine knows (Redis: `PUBSUB
+        SHARDNUMSUB` of its channel). Raises `LogUnavailable`. Safe to cancel."""
+        ...
+
     def is_lost(self, node_id: str) -> bool | None:
         """Whether that node ended, with or without a word. None: not known yet, so ask again."""
         ...
@@ -108,6 +113,9 @@ class Alone:
 
     def unfollow(self, key: Key) -> None:
         """Nothing was followed."""
+
+    async def followed(self, keys: Sequence[Key]) -> list[bool]:
+        return [False] * len(keys)
 
     def is_lost(self, node_id: str) -> bool | None:
         return node_id != self.node_id

@@ -341,12 +341,12 @@ class SessionPool:
                 trimmer.evicted(self.evict(now - idle_s), now)
                 await trimmer.trim_if_due(now)
                 if grace_s >= 0:
-                    self.end_orphans(now, grace_s)
+                    await self.end_orphans(now, grace_s)
                 if settings.retention_s and now >= expire_at:
                     expire_at = now + min(60.0, settings.retention_s / 4)
                     await self.expire(settings.retention_s)
             except LogUnavailable as problem:
-                log_lines.error("expired conversations couldn't be removed", problem=str(problem))
+                log_lines.error("the pool's sweep couldn't ask the log", problem=str(problem))
             except Exception:
                 log_lines.exception("the pool's sweep failed by a bug")
 
@@ -367,16 +367,22 @@ class SessionPool:
         del self._sessions[session.feed.key]
         self.journal.feeds.release(session.feed)
 
-    def end_orphans(self, now: float, grace_s: float) -> None:
-        """Cancels turns that nobody has read for `grace_s`, unless they wait for a client's results."""
-        for run, session in list(self._runs.values()):
-            if session.run is not run:
-                continue
+    async def end_orphans(self, now: float, grace_s: float) -> None:
+        """Cancels turns that nobody on any node has read for `grace_s`, unless they wait for a client's results.
+        Raises `LogUnavailable`."""
+        unread: list[tuple[TurnRun, Session]] = []
+        for run, session in self._runs.values():
             if session.feed.cursors or run.waits_for_client:
+                session.orphan_since = None
+            elif session.run is run:
+                unread.append((run, session))
+        elsewhere = await self.journal.nodes.followed([session.feed.key for _, session in unread])
+        for (run, session), read in zip(unread, elsewhere, strict=True):
+            if read or session.feed.cursors:
                 session.orphan_since = None
             elif session.orphan_since is None:
                 session.orphan_since = now
-            elif now - session.orphan_since >= grace_s:
+            elif now - session.orphan_since >= grace_s and session.run is run:
                 session.cancel(run.turn.turn_id)
 
     async def expire(self, retention_s: float) -> None:

@@ -186,14 +186,14 @@ async def test_an_idle_pool_holds_no_conversation(monkeypatch: pytest.MonkeyPatc
 async def test_a_turn_isnt_orphaned_before_its_reader_can_come() -> None:
     async with running_node(hanging()) as node:
         session, done = await node.send()
-        node.pool.end_orphans(100.0, 0.0)
+        await node.pool.end_orphans(100.0, 0.0)
         assert session.fold.turns[done.turn_id].end is None
         with Reader(feeds_of(session.feed), session.feed, Position(0, 0)):
-            node.pool.end_orphans(101.0, 0.0)
-        node.pool.end_orphans(102.0, 5.0)
-        node.pool.end_orphans(106.0, 5.0)
+            await node.pool.end_orphans(101.0, 0.0)
+        await node.pool.end_orphans(102.0, 5.0)
+        await node.pool.end_orphans(106.0, 5.0)
         assert session.fold.turns[done.turn_id].end is None
-        node.pool.end_orphans(107.0, 5.0)
+        await node.pool.end_orphans(107.0, 5.0)
         assert isinstance(session.fold.turns[done.turn_id].end, Done)
 
 

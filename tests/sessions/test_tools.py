@@ -412,7 +412,7 @@ async def test_nobody_reads_while_a_call_is_open(endpoints: Endpoints, name: str
                 await asyncio.sleep(0)
         now = asyncio.get_running_loop().time()
         for step in range(3):
-            node.pool.end_orphans(now + 60 * step, 60)
+            await node.pool.end_orphans(now + 60 * step, 60)
         assert (session.fold.turns[done.turn_id].end is None) is survives
 
 

@@ -15,9 +15,11 @@ from gateway.logs.feeds import Feeds
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Log, Position
 from gateway.logs.memory import MemoryLog
+from gateway.logs.nodes import Nodes
 from gateway.models.model import Model
 from gateway.sessions.generation import Engine
 from gateway.sessions.pool import SessionPool
+from gateway.sessions.router import Router
 from gateway.sessions.session import Acknowledged, Session
 from gateway.settings import Limits, LogAndSessions, Upstream
 from gateway.settings.tools import Tools
@@ -31,11 +33,13 @@ KEY = Key("0:/anonymous", "c1")
 class Node:
     """One node; `key` is the conversation that the shorthands use."""
 
-    def __init__(self, log: Log, model: Model, toolbox: Toolbox | None = None, **settings: Any) -> None:
+    def __init__(
+        self, log: Log, model: Model, toolbox: Toolbox | None = None, nodes: Nodes | None = None, **settings: Any
+    ) -> None:
         self.log = log
         self.model = model
         self.metrics = Metrics()
-        self.journal = Journal(log, token_delay_s=0.005)
+        self.journal = Journal(log, nodes, token_delay_s=0.005)
         defaults: dict[str, Any] = {"batch_chars": 0}
         slices = [_slice(kind, {**defaults, **settings}) for kind in (Upstream, LogAndSessions, Limits)]
         upstream, log_settings, limits = slices
@@ -51,6 +55,7 @@ class Node:
             ),
             limits,
         )
+        self.router = Router(self.pool, self.journal)
 
     async def send(self, message: str = "hi", key: Key = KEY, **fields: Any) -> tuple[Session, Acknowledged]:
         return await self.pool.submit(key, ChatMessage(message=message, **fields))
