@@ -31,7 +31,7 @@ class Elsewhere(Exception):
 class Owned(NamedTuple):
     feed: Feed
     lost: bool
-    """The last owner ended without a word."""
+    """The last owner ended without a word, or the log lost what the owner wrote."""
 
 
 def forget(tasks: dict[Key, asyncio.Task[Any]], key: Key, task: asyncio.Task[Any]) -> None:
@@ -146,7 +146,7 @@ class Feeds:
             feed.follows = False
             self._nodes.unfollow(key)
         feed.stale = claim.head.stale
-        return Owned(feed, claim.lost)
+        return Owned(feed, claim.lost or (claim.head.stale and claim.head.seq > 0))
 
     async def _claim(self, key: Key) -> Claim:
         claim = await self._log.claim(key)

@@ -64,7 +64,7 @@ class SessionPool:
         self._runs: dict[asyncio.Task[None], tuple[TurnRun, Session]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self.take_over = TakeOver(journal, self.session)
+        self.take_over = TakeOver(journal, self.existing)
         journal.on_refused = self._refused
 
     @property
@@ -171,10 +171,13 @@ class SessionPool:
             del self._sessions[session.feed.key]
 
     def _refused(self, feed: Feed) -> None:
-        """The log says that the conversation isn't ours any more. Its turn ends here at once, whatever it waits for."""
+        """The log took nothing more from us. The turn ends here at once, whatever it waits for, and goes on where the
+        conversation is now: on another node, or here if the log lost what we had."""
         session = self._sessions.get(feed.key)
         if session is not None and session.feed is feed:
             self._drop(session)
+        if self.journal.feeds.shared and not self.draining:
+            self.take_over.take(feed.key)
 
     # ------------------------------------------------------------ sessions
 

@@ -16,6 +16,7 @@ import structlog
 from gateway.logs.feeds import Elsewhere
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, LogUnavailable
+from protocol.codes import Refusal
 
 AT_ONCE = 32
 """Conversations that are loaded side by side."""
@@ -26,7 +27,7 @@ log_lines = structlog.get_logger(__name__)
 
 
 class TakeOver:
-    """`load` makes a conversation's session, which goes on with its turns."""
+    """`load` makes a conversation's session, which goes on with its turns; it raises `Elsewhere` and `Refusal`."""
 
     def __init__(self, journal: Journal, load: Callable[[Key], Awaitable[object]]) -> None:
         self.taken = 0
@@ -49,6 +50,10 @@ class TakeOver:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def take(self, key: Key) -> None:
+        """One conversation that may be nobody's now, or ours again."""
+        self._spawn(self._take(key))
 
     def _node_lost(self, node_id: str) -> None:
         self._spawn(self._take_from(node_id))
@@ -91,10 +96,16 @@ class TakeOver:
                 self.taken += 1
             except Elsewhere:
                 pass  # another node was faster
+            except Refusal as refusal:
+                log_lines.info("a turn left open wasn't taken over", why=refusal.message, **_named(key))
             except Exception:  # the others go on
-                log_lines.exception("a turn left open couldn't be taken over", conversation_id=key.conversation_id)
+                log_lines.exception("a turn left open couldn't be taken over", **_named(key))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _named(key: Key) -> dict[str, str]:
+    return {"conversation_id": key.conversation_id}
