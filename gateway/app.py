@@ -25,7 +25,7 @@ from gateway.edge.routes import Edge, Scrape
 from gateway.edge.websocket import WebSocketShell
 from gateway.logs.journal import Journal
 from gateway.logs.log import Log, LogUnavailable
-from gateway.logs.opening import open_log
+from gateway.logs.opening import open_log, open_nodes
 from gateway.models.demo import Demo
 from gateway.models.model import Model
 from gateway.sessions.generation import Engine
@@ -84,7 +84,8 @@ class Gateway:
         self.log = log or open_log(settings.log.url)
         self.model = model or make_model(settings.model)
         self.metrics = Metrics()
-        self.journal = Journal(self.log)
+        self.nodes = open_nodes(self.log)
+        self.journal = Journal(self.log, self.nodes)
         self.embeddings = make_embeddings(settings.model)
         context = ContextManager(
             settings.model,
@@ -112,11 +113,14 @@ class Gateway:
             "Conversations with entries that aren't in the log yet",
             lambda: self.journal.waiting,
         )
+        gauge("convobase_feeds", "Conversations that run or are read on this node", lambda: len(self.journal.feeds))
+        gauge("convobase_nodes", "Nodes that are alive, with this one", lambda: 1 + len(self.nodes.others()))
         gauge("convobase_log_available", "1: the last commit worked", lambda: float(self.journal.available))
 
     async def start(self) -> None:
         """Opens the log and takes over what the last run left open. Raises `LogUnavailable`."""
         await self.log.open()
+        await self.nodes.open(self.router.serve)
         self.journal.start()
         await self.toolbox.open()
         await self.pool.start()
@@ -210,12 +214,13 @@ class Gateway:
             connection.goaway("draining", random.randint(0, GOAWAY_SPREAD_MS))
 
     async def close(self) -> None:
-        """In this order: turns are handed over, tools end, entries are written, the log is marked clean. One part's
-        failure doesn't keep the others from closing. Also right after a `start` that failed or was cancelled."""
+        """In this order: turns are handed over, tools end, entries are written, this node leaves the others, the log
+        is marked clean. One part's failure doesn't keep the others from closing. Also right after a `start` that
+        failed or was cancelled."""
         async with AsyncExitStack() as parts:
             if self.embeddings is not None:
                 parts.push_async_callback(self.embeddings.close)
-            for part in (self.model, self.log, self.journal, self.toolbox, self.pool):
+            for part in (self.model, self.log, self.nodes, self.journal, self.toolbox, self.pool):
                 parts.push_async_callback(part.close)
 
 

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from gateway.logs.log import Log
 from gateway.logs.memory import MemoryLog
+from gateway.logs.nodes import Alone, Nodes
 from gateway.logs.sqlite import SqliteLog
 from gateway.logs.sqlite_store import Synchronous
 
@@ -46,3 +47,8 @@ def _sqlite(rest: str) -> SqliteLog:
         if synchronous == mode:
             return SqliteLog(Path(name).expanduser(), synchronous=mode)
     raise ValueError(f"LOG_URL: synchronous={synchronous!r} isn't one of {', '.join(get_args(Synchronous))}")
+
+
+def open_nodes(log: Log) -> Nodes:
+    """Those that share `log`, not opened yet."""
+    return Alone(log.node_id)

@@ -64,7 +64,7 @@ class SessionPool:
         self._runs: dict[asyncio.Task[None], tuple[TurnRun, Session]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self.take_over = TakeOver(journal, self.existing)
+        self.take_over = TakeOver(journal, self.existing, engine.metrics.taken_over)
         journal.on_refused = self._refused
 
     @property

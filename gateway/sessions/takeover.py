@@ -16,6 +16,7 @@ import structlog
 from gateway.logs.feeds import Elsewhere
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, LogUnavailable
+from gateway.telemetry.metrics import Counter
 from protocol.codes import Refusal
 
 AT_ONCE = 32
@@ -29,9 +30,8 @@ log_lines = structlog.get_logger(__name__)
 class TakeOver:
     """`load` makes a conversation's session, which goes on with its turns; it raises `Elsewhere` and `Refusal`."""
 
-    def __init__(self, journal: Journal, load: Callable[[Key], Awaitable[object]]) -> None:
-        self.taken = 0
-        """Conversations taken over so far, since the start."""
+    def __init__(self, journal: Journal, load: Callable[[Key], Awaitable[object]], taken: Counter) -> None:
+        self._taken = taken
         self._journal = journal
         self._load = load
         self._gate = asyncio.Semaphore(AT_ONCE)
@@ -93,7 +93,7 @@ class TakeOver:
         async with self._gate:
             try:
                 await self._load(key)
-                self.taken += 1
+                self._taken.inc()
             except Elsewhere:
                 pass  # another node was faster
             except Refusal as refusal:

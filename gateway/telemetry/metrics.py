@@ -121,6 +121,9 @@ class Metrics(Collector):
         self._instruments: dict[str, _Instrument] = {}
         self._registry = CollectorRegistry()
         self._started = self.counter("convobase_streams_started_total", "Turns that began to ask a model.")
+        self.taken_over = self.counter(
+            "convobase_conversations_taken_over_total", "Conversations with open turns whose owner was gone."
+        )
         self._completed = self._add(
             "convobase_streams_completed_total",
             LabelledCounter("convobase_streams_completed_total", "Turns that ended.", "outcome", OUTCOMES),
