@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 ARGS ?=
 UV_LOCK := $(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+LOCKS := requirements.txt requirements-build.txt requirements-dev.txt \
+	benchmarks/peers/requirements-web.txt benchmarks/peers/requirements-litellm.txt
 # `make lock UPGRADE=--upgrade` moves every pin to the newest version that pyproject.toml allows.
 UPGRADE ?=
 
@@ -45,9 +47,12 @@ lock: setup-dev ## compile the pinned requirements again (UPGRADE=--upgrade for 
 	@$(UV_LOCK) $(UPGRADE) pyproject.toml --group dev --group build --output-file requirements-dev.txt
 	@$(UV_LOCK) pyproject.toml --constraints requirements-dev.txt --output-file requirements.txt
 	@$(UV_LOCK) --group build --constraints requirements-dev.txt --output-file requirements-build.txt
-	@if grep -nE '^ *--(index-url|extra-index-url|find-links|trusted-host)|://' requirements*.txt; then \
+	@$(UV_LOCK) $(UPGRADE) benchmarks/peers/requirements-web.in --constraints requirements-dev.txt \
+		--output-file benchmarks/peers/requirements-web.txt
+	@$(UV_LOCK) $(UPGRADE) benchmarks/peers/requirements-litellm.in --output-file benchmarks/peers/requirements-litellm.txt
+	@if grep -nE '^ *--(index-url|extra-index-url|find-links|trusted-host)|://' $(LOCKS); then \
 		echo 'The requirements name a host: see above.' >&2; exit 1; fi
-	@echo 'requirements*.txt are compiled; the next make installs them.'
+	@echo '$(LOCKS) are compiled; the next make installs them.'
 
 clean: ## remove the environment and everything that was generated
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* dist build
