@@ -548,7 +548,7 @@ static void print_result(void) {
     print_number("tokens", n->tokens - s->tokens);
     print_number("slow_tokens", n->slow_tokens - s->slow_tokens);
     print_number("frames", n->frames - s->frames);
-    print_number("bytes", n->bytes - s->bytes);
+    print_number("received_bytes", n->bytes - s->bytes);
     print_number("chars", n->chars - s->chars);
     print_number("done", n->done - s->done);
     print_number("all_tokens", n->tokens);

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,48 +13,25 @@ from typing import Any
 
 import aiohttp
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.processes import ROOT, clean_environment, cpu_s, free_port, pinned, rss_bytes
+
 START_TIMEOUT_S = 30.0
-_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
-_GATEWAY_SETTINGS = ("CONVOBASE_", "OPENAI_")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    # The command's name, in parentheses, may hold anything.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICKS_S
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory of a process now."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise ProcessLookupError(pid)
-
-
-def clean_environment(**settings: object) -> dict[str, str]:
-    """Ours without any setting of a gateway, and with these."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_GATEWAY_SETTINGS)}
-    given = {f"CONVOBASE_{name}": str(value) for name, value in settings.items()}
-    return {**inherited, **given, "PYTHONPATH": str(ROOT)}
 
 
 class GatewayProcess:
     """`convobase serve` on a free port. `start` again after `kill` is the same gateway, on the same log."""
 
-    def __init__(self, folder: Path, *, upstream: str | None = None, **settings: object) -> None:
-        """`upstream` is an `OPENAI_BASE_URL`; None: the demo model. `settings` as in the environment."""
+    def __init__(
+        self, folder: Path, *, upstream: str | None = None, core: int | None = None, **settings: object
+    ) -> None:
+        """`upstream` is an `OPENAI_BASE_URL`; None: the demo model. `settings` as in the environment.
+
+        `core`: the only one that it runs on.
+        """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = folder
+        self._prefix = pinned(core)
         self._environment = clean_environment(**{"LOG_LEVEL": "warning", "DRAIN_S": 2, **settings})
         if upstream is not None:
             self._environment |= {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "none"}
@@ -72,7 +47,7 @@ class GatewayProcess:
         """Returns when `/readyz` says so. Raises `RuntimeError` with the gateway's own words when it doesn't."""
         with self.log.open("ab") as out:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway.cli", "serve", "--port", str(self.port),
+                *self._prefix, sys.executable, "-m", "gateway.cli", "serve", "--port", str(self.port),
                 cwd=self._folder, env=self._environment, stdout=out, stderr=out,
             )  # fmt: skip
         async with aiohttp.ClientSession() as session:
@@ -126,10 +101,12 @@ class GatewayProcess:
 
 
 @asynccontextmanager
-async def running_gateway(*, upstream: str | None = None, **settings: object) -> AsyncIterator[GatewayProcess]:
+async def running_gateway(
+    *, upstream: str | None = None, core: int | None = None, **settings: object
+) -> AsyncIterator[GatewayProcess]:
     """A gateway in a new folder, which goes with it."""
     with TemporaryDirectory(prefix="convobase-show-") as folder:
-        gateway = GatewayProcess(Path(folder), upstream=upstream, **settings)
+        gateway = GatewayProcess(Path(folder), upstream=upstream, core=core, **settings)
         try:
             await gateway.start()
             yield gateway

@@ -15,9 +15,10 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from benchmarks.processes import free_port
 from benchmarks.show import dialogue
 from benchmarks.show.call_device import CallDevice
-from benchmarks.show.gateway_process import GatewayProcess, free_port, running_gateway
+from benchmarks.show.gateway_process import GatewayProcess, running_gateway
 from benchmarks.show.real_upstream import installed, llama, server_process
 from benchmarks.show.report import Report
 from benchmarks.show.small_upstream import Answer, SmallUpstream, small_upstream

@@ -17,7 +17,8 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.show.gateway_process import ROOT, START_TIMEOUT_S, clean_environment, free_port, running_gateway
+from benchmarks.processes import ROOT, clean_environment, free_port
+from benchmarks.show.gateway_process import START_TIMEOUT_S, running_gateway
 from benchmarks.show.many import Many
 from benchmarks.show.report import Report, median
 
