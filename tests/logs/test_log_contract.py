@@ -1,11 +1,10 @@
-"""What every log engine does alike. An engine joins by one line in `ENGINES`."""
+"""What every log engine does alike. An engine joins by one entry in `ENGINES`."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
@@ -14,15 +13,37 @@ from msgspec import structs
 
 from gateway.logs.log import Append, Claim, Head, Key, Log, LogUnavailable, OpenTurn, Position
 from gateway.logs.memory import MemoryLog
+from gateway.logs.redis_log import RedisLog
 from gateway.logs.sqlite import SqliteLog
 from protocol.frames import Done, Entry, Error, ErrorBody, FunctionResult, Message, Metadata, Options, Token
+from tests.support.valkey import cluster_url
 
-# From an empty folder of its own to a log that isn't open yet.
-ENGINES: dict[str, Callable[[Path], Log]] = {
-    "memory": lambda _: MemoryLog(),
-    "sqlite": lambda folder: SqliteLog(folder / "log.db"),
+NewLog = Callable[[], Log]
+"""Makes a log that is empty and isn't open yet."""
+_numbers = itertools.count()
+
+
+def _sqlite(request: pytest.FixtureRequest) -> NewLog:
+    folders: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    return lambda: SqliteLog(folders.mktemp("log") / "log.db")
+
+
+def _redis(request: pytest.FixtureRequest) -> NewLog:
+    url = request.getfixturevalue("redis_server").url
+    return lambda: RedisLog(f"{url}?prefix=contract-{next(_numbers)}")
+
+
+def _redis_cluster(request: pytest.FixtureRequest) -> NewLog:
+    url = cluster_url(request.getfixturevalue("redis_cluster"))
+    return lambda: RedisLog(f"{url}?prefix=contract-{next(_numbers)}")
+
+
+ENGINES: dict[str, Callable[[pytest.FixtureRequest], NewLog]] = {
+    "memory": lambda _: MemoryLog,
+    "sqlite": _sqlite,
+    "redis": _redis,
+    "redis-cluster": _redis_cluster,
 }
-engines = pytest.mark.parametrize("engine", list(ENGINES))
 
 A = Key("alice", "c")
 B = Key("bob", "c")
@@ -31,9 +52,14 @@ NOW = 1_764_000_000_000
 ALL_BYTES = 1 << 30
 
 
-@pytest.fixture(params=list(ENGINES))
-async def log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Log]:
-    log = ENGINES[request.param](tmp_path)
+@pytest.fixture(scope="session", params=list(ENGINES))
+def new_log(request: pytest.FixtureRequest) -> NewLog:
+    return ENGINES[request.param](request)
+
+
+@pytest.fixture
+async def log(new_log: NewLog) -> AsyncIterator[Log]:
+    log = new_log()
     await log.open()
     yield log
     await log.close()
@@ -379,9 +405,8 @@ async def test_expiry_of_many(log: Log) -> None:
 # ---------------------------------------------------------------- life
 
 
-@engines
-async def test_a_log_that_is_not_open_is_unavailable(engine: str, tmp_path: Path) -> None:
-    log = ENGINES[engine](tmp_path)
+async def test_a_log_that_is_not_open_is_unavailable(new_log: NewLog) -> None:
+    log = new_log()
 
     async def all_refuse() -> None:
         for call in (
@@ -475,7 +500,7 @@ async def compare(log: Log, history: list[Operation]) -> None:
             case "erase":
                 await log.erase(key)
                 model.erase(key)
-            case "reopen" if isinstance(log, SqliteLog):
+            case "reopen" if isinstance(log, (SqliteLog, RedisLog)):
                 await log.close()
                 await log.open()
             case "repeat" if there:
@@ -498,20 +523,19 @@ async def compare(log: Log, history: list[Operation]) -> None:
         assert epochs == [entry.epoch for entry in model.entries[key]]
 
 
-@engines
 @pytest.mark.parametrize("recent_bytes", [1, 2000, 1 << 19])
 @settings(max_examples=25, deadline=None)
 @given(history=operations)
-def test_any_history_is_as_the_model_says(engine: str, recent_bytes: int, history: list[Operation]) -> None:
-    async def run(folder: Path) -> None:
-        log = ENGINES[engine](folder)
+def test_any_history_is_as_the_model_says(new_log: NewLog, recent_bytes: int, history: list[Operation]) -> None:
+    async def run() -> None:
+        log = new_log()
         await log.open()
         try:
             await compare(log, history)
         finally:
             await log.close()
 
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         # How much is held back before it becomes segments must make no difference.
         patch.setattr("gateway.logs.sqlite_store.RECENT_BYTES", recent_bytes)
-        asyncio.run(run(Path(folder)))
+        asyncio.run(run())

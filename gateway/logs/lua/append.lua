@@ -1,0 +1,100 @@
+#!lua
+-- Appends whatever it is (the rules are those of fencing.py).
+-- KEYS: of each append its log, meta, open, aged. ARGV: this node, how long a tombstone is kept (ms); then of each:
+-- the id it follows, its id, payload, channel, member, time of its last entry (ms), how many turns it opens and ends,
+-- those that it opens with their seq, those that it ends.
+-- Returns of each 1: written; 0: refused; 2: refused, but the log is so long that it may be there already.
+local me, tombstone_ms = ARGV[1], ARGV[2]
+local WRITTEN, REFUSED, COMPARE = 1, 0, 2
+
+-- What is true of an append that doesn't follow the head.
+local function not_following(log, meta, fence, head_epoch, head_seq, owner, flags, after, id, payload)
+  local after_epoch, after_seq = string.match(after, '(%d+)-(%d+)')
+  if not fence then
+    -- Something was here, and is gone with all that told of it: its epoch must not be used again (SPEC.md 2.2).
+    if after_seq ~= '0' then
+      redis.call('HSET', meta, 'f', after_epoch .. '-0 !')
+      redis.call('PEXPIRE', meta, tombstone_ms)
+    end
+    return REFUSED
+  end
+  if head_epoch .. '-' .. head_seq == id then
+    local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+    if last[1] and last[1][2][2] == payload then
+      return WRITTEN
+    end
+  end
+  local _, last_seq = string.match(id, '(%d+)-(%d+)')
+  if tonumber(last_seq) <= tonumber(head_seq) then
+    return COMPARE
+  end
+  if owner == me and tonumber(after_seq) > tonumber(head_seq) and not string.find(flags, '!', 1, true) then
+    -- This node wrote more than there is: the log lost its tail.
+    redis.call('HSET', meta, 'f', head_epoch .. '-' .. head_seq .. ' ' .. owner .. flags .. '!')
+  end
+  return REFUSED
+end
+
+local function append(log, meta, open, aged, arg)
+  local after, id, payload, channel, member, time = unpack(ARGV, arg, arg + 5)
+  local opens, ends = tonumber(ARGV[arg + 6]), tonumber(ARGV[arg + 7])
+  local fence = redis.call('HGET', meta, 'f')
+  local head_epoch, head_seq, owner, flags = '0', '0', '', ''
+  if fence then
+    head_epoch, head_seq, owner, flags = string.match(fence, '^(%d+)-(%d+) ([^+!?]*)(.*)$')
+  end
+  local after_epoch, after_seq = string.match(after, '(%d+)-(%d+)')
+  local epoch = string.match(id, '%d+')
+  local first = after_seq == '0'
+  if (owner ~= '' and owner ~= me)
+    or after_seq ~= head_seq
+    or (not first and after_epoch ~= head_epoch)
+    or tonumber(epoch) < tonumber(head_epoch)
+    or (epoch == head_epoch and string.find(flags, '!', 1, true)) then
+    return not_following(log, meta, fence, head_epoch, head_seq, owner, flags, after, id, payload)
+  end
+
+  if first then
+    redis.call('UNLINK', log) -- there is none, unless the server evicted what told of it
+    redis.call('PERSIST', meta)
+  end
+  redis.call('XADD', log, id, 's', payload)
+  if first or epoch ~= head_epoch then
+    local epochs = not first and redis.call('HGET', meta, 'e') .. ' ' or ''
+    redis.call('HSET', meta, 'e', epochs .. epoch .. ':' .. string.format('%d', after_seq + 1))
+  end
+  local was_open = string.find(flags, '+', 1, true) ~= nil
+  local is_open = was_open
+  if opens + ends > 0 then
+    local turn, change = arg + 8, 0
+    for _ = 1, opens do
+      change = change + redis.call('HSET', meta, 't:' .. ARGV[turn], ARGV[turn + 1])
+      turn = turn + 2
+    end
+    for _ = 1, ends do
+      change = change - redis.call('HDEL', meta, 't:' .. ARGV[turn])
+      turn = turn + 1
+    end
+    is_open = redis.call('HINCRBY', meta, 'n', change) > 0
+  end
+  redis.call('HSET', meta, 'f', id .. ' ' .. owner .. (is_open and '+' or ''))
+  if is_open and not was_open then
+    redis.call('HSET', open, member, owner)
+    redis.call('ZREM', aged, member)
+  elseif was_open and not is_open then
+    redis.call('HDEL', open, member)
+  end
+  if not is_open then
+    redis.call('ZADD', aged, time, member)
+  end
+  redis.call('SPUBLISH', channel, payload)
+  return WRITTEN
+end
+
+local verdicts = {}
+local arg = 3
+for key = 1, #KEYS, 4 do
+  verdicts[#verdicts + 1] = append(KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], arg)
+  arg = arg + 8 + 2 * ARGV[arg + 6] + ARGV[arg + 7]
+end
+return verdicts

@@ -1,0 +1,216 @@
+"""`redis:`, the log that several nodes share: on Redis or Valkey 7 or later, one server or a cluster of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from gateway.logs import fencing, segment
+from gateway.logs.log import Append, Claim, Head, Key, LogUnavailable, new_node_id
+from gateway.logs.redis_appends import Staged, Stager, Verdict, calls_of, verdicts_of
+from gateway.logs.redis_errors import Refused
+from gateway.logs.redis_keys import PARTITIONS, key_of, slot_of
+from gateway.logs.redis_lane import Part
+from gateway.logs.redis_link import Call, RedisLink, Server
+from gateway.logs.redis_meta import claim_of, epoch_at, head_of
+from gateway.logs.redis_scripts import CLAIM, ERASE, PROBE, READ, RELEASE
+from gateway.logs.redis_segment import ERASED, unpack
+from protocol.frames import Entry
+
+TOMBSTONE_S = 30 * 86400.0
+CLAIM_S = 3600.0
+"""How long a claim of a conversation is kept that nothing is written to."""
+READ_SEGMENTS = 1024
+"""Bound of one read, for which the server takes some 0.5 ms."""
+EXPIRE_AT_ONCE = 64
+"""Conversations of a partition that one step of `expire` erases."""
+
+
+class RedisLog:
+    """See `Log`. A conversation is a stream, and every append one entry of it: a segment with the id `epoch-seq`.
+
+    What is lost, of what `commit` has said is in the log:
+
+    - when a gateway is killed: nothing;
+    - when the server is killed or its machine loses power: what it hadn't yet written to its append-only file. With
+      `appendfsync always` that is nothing, with `everysec` about a second, and without `appendonly yes` all since
+      its last snapshot, or all;
+    - at a failover to a replica: what the replica didn't have yet, mostly some milliseconds.
+
+    What is lost is the end of a conversation. Its owner's next append doesn't follow the head then, is refused, and
+    a new epoch begins, so that readers notice.
+
+    Only the node that claimed a conversation can append, or any when it is nobody's. The server checks that together
+    with the append, so a node that was taken for lost and wakes up can't write anything.
+
+    An erased conversation leaves a tombstone with its last epoch, for 30 days or for the retention if that is
+    longer: any cursor that is around has to be older than that to be taken for one of a new conversation.
+
+    Several appends are one call of a script, all calls of a commit one round trip. All methods are safe to cancel.
+    A server that holds other data too keeps it apart by the prefix.
+    """
+
+    def __init__(self, url: str, *, retention_s: float = 0, node_id: str | None = None) -> None:
+        """Raises `ValueError` for a wrong URL."""
+        self.unclean = False
+        self.node_id = node_id or new_node_id()
+        self.link = RedisLink(url)
+        self._tombstone_ms = int(max(TOMBSTONE_S, retention_s) * 1000)
+        self._stager: Stager | None = None
+        self._committing = asyncio.Lock()
+
+    # ------------------------------------------------------------ life
+
+    async def open(self) -> None:
+        await self.link.open()
+        self._stager = Stager(self.link.names, self.node_id, self._tombstone_ms, clustered=self.link.clustered)
+
+    async def close(self) -> None:
+        """Conversations that are still this node's stay so: `release` them before."""
+        self._stager = None
+        await self.link.close()
+
+    async def ping(self) -> None:
+        self._opened()
+        partitions: dict[Server, int] = {}
+        for number in range(PARTITIONS):
+            partitions.setdefault(self.link.server(slot_of(number)), number)
+        await self.link.call_all(
+            [Call(slot_of(number), PROBE, [self.link.names.open(number)], []) for number in partitions.values()]
+        )
+
+    # ------------------------------------------------------------ whose it is
+
+    async def head(self, key: Key) -> Head:
+        place = self._opened().place(key)
+        return head_of(await self.link.call(Call(place.slot, None, [], ["HGETALL", place.meta]), read=True))
+
+    async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
+        stager = self._opened()
+        place = stager.place(key)
+        _, meta, open_turns, _ = stager.keys(place)
+        args: list[Part] = [self.node_id, instead_of or "", place.member, int(CLAIM_S * 1000)]
+        return claim_of(await self.link.call(Call(place.slot, CLAIM, [meta, open_turns], args)), self.node_id)
+
+    async def release(self, key: Key) -> None:
+        stager = self._opened()
+        place = stager.place(key)
+        _, meta, open_turns, _ = stager.keys(place)
+        await self.link.call(Call(place.slot, RELEASE, [meta, open_turns], [self.node_id, place.member]))
+
+    async def unfinished(self, owner: str | None = None) -> list[Key]:
+        self._opened()
+        names = self.link.names
+        calls = [Call(slot_of(number), None, [], ["HGETALL", names.open(number)]) for number in range(PARTITIONS)]
+        wanted = None if owner is None else owner.encode()
+        return [
+            key_of(member)
+            for fields in await self.link.call_all(calls, read=True)
+            for member, whose in zip(fields[::2], fields[1::2], strict=True)
+            if wanted is None or whose == wanted
+        ]
+
+    # ------------------------------------------------------------ appending
+
+    async def commit(self, batch: Sequence[Append]) -> list[bool]:
+        for append in batch:
+            fencing.check(append)
+        stager = self._opened()
+        if not batch:
+            return []
+        async with self._committing:  # one after the other, also when a slot of a cluster moves in between
+            verdicts = await self._append(stager, stager.stage(batch))
+        return [await self._is_in_log(append, verdicts[number]) for number, append in enumerate(batch)]
+
+    async def _append(self, stager: Stager, staged: Sequence[Staged]) -> dict[int, Verdict | None]:
+        # Appends to one conversation have to be made in order, and calls of two scripts are not.
+        whole = len({one.append.key for one in staged}) < len(staged)
+        verdicts = await self._call(stager, staged, whole=whole)
+        others = [one for one in staged if verdicts[one.number] is None]
+        if others:
+            verdicts |= await self._call(stager, others, whole=True)
+        return verdicts
+
+    async def _call(self, stager: Stager, staged: Sequence[Staged], *, whole: bool) -> dict[int, Verdict | None]:
+        groups = stager.groups(staged, whole=whole)
+        try:
+            return verdicts_of(groups, await self.link.call_all(calls_of(groups)))
+        except Refused as problem:
+            # Trying again won't help. The caller finds out which append it is.
+            raise RuntimeError(str(problem)) from None
+
+    async def _is_in_log(self, append: Append, verdict: Verdict | None) -> bool:
+        if verdict is not Verdict.COMPARE:
+            return verdict is Verdict.WRITTEN
+        entries, at = append.entries, 0
+        limit_bytes = sum(map(segment.content_bytes, entries))
+        while at < len(entries):
+            found = (await self.read(append.key, append.after.seq + at, limit_bytes))[: len(entries) - at]
+            if not found or found != list(entries[at : at + len(found)]):
+                return False
+            at += len(found)
+        return True
+
+    # ------------------------------------------------------------ reading
+
+    async def read(self, key: Key, after: int, limit_bytes: int) -> list[Entry]:
+        place = self._opened().place(key)
+        call = Call(place.slot, READ, [place.log, place.meta], [after, limit_bytes, READ_SEGMENTS])
+        entries: list[Entry] = []
+        for packed in await self.link.call(call, read=True):
+            entries += unpack(packed, key.conversation_id, after)[1]
+        return segment.cut(entries, limit_bytes)
+
+    async def epoch_at(self, key: Key, seq: int) -> int | None:
+        place = self._opened().place(key)
+        fence, epochs = await self.link.call(Call(place.slot, None, [], ["HMGET", place.meta, "f", "e"]), read=True)
+        return epoch_at(fence, epochs, seq)
+
+    # ------------------------------------------------------------ erasing
+
+    async def erase(self, key: Key) -> None:
+        await self._erase([key], "")
+
+    async def expire(self, before_ms: int) -> list[Key]:
+        """In steps, with other commands in between. Cancelled, it leaves the rest for the next time."""
+        self._opened()
+        names = self.link.names
+        erased: list[Key] = []
+        partitions = list(range(PARTITIONS))
+        while partitions:
+            calls = [
+                Call(
+                    slot_of(number),
+                    None,
+                    [],
+                    ["ZRANGE", names.aged(number), "-inf", f"({before_ms}", "BYSCORE", "LIMIT", 0, EXPIRE_AT_ONCE],
+                )
+                for number in partitions
+            ]
+            found = await self.link.call_all(calls, read=True)
+            erased += await self._erase([key_of(member) for members in found for member in members], before_ms)
+            partitions = [
+                number for number, members in zip(partitions, found, strict=True) if len(members) == EXPIRE_AT_ONCE
+            ]
+        return erased
+
+    async def _erase(self, keys: Sequence[Key], before_ms: int | str) -> list[Key]:
+        """Erases those that aged before the time, or all if that is "". Returns which there were."""
+        stager = self._opened()
+        places = [stager.place(key) for key in keys]
+        calls = [
+            Call(
+                place.slot,
+                ERASE,
+                stager.keys(place),
+                [before_ms, self._tombstone_ms, ERASED, place.member, place.channel],
+            )
+            for place in places
+        ]
+        replies = await self.link.call_all(calls)
+        return [key for key, [erased] in zip(keys, replies, strict=True) if erased]
+
+    def _opened(self) -> Stager:
+        if self._stager is None:
+            raise LogUnavailable(f"the log on Redis at {self.link} isn't open")
+        return self._stager
