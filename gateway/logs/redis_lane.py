@@ -109,9 +109,7 @@ class Lane:
         answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(commands, packed, answered))
         if len(self._workers) < self._connections:
-            worker = asyncio.create_task(self._work(), name="redis lane")
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.add(asyncio.create_task(self._run(), name="redis lane"))
         return await answered
 
     async def close(self) -> None:
@@ -126,6 +124,16 @@ class Lane:
             await give_up(self._idle.pop())
 
     # ------------------------------------------------------------ one connection's work
+
+    async def _run(self) -> None:
+        worker = asyncio.current_task()
+        assert worker is not None
+        try:
+            await self._work()
+        finally:
+            # In the very step that found nothing waiting: who asks before the loop calls a task done would wait
+            # for a worker that works no more.
+            self._workers.discard(worker)
 
     async def _work(self) -> None:
         while self._waiting:

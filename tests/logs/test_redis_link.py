@@ -13,7 +13,7 @@ import structlog
 from gateway.logs.log import LogUnavailable
 from gateway.logs.redis_errors import Refused
 from gateway.logs.redis_keys import PARTITIONS, slot_of
-from gateway.logs.redis_lane import Script
+from gateway.logs.redis_lane import Command, Script
 from gateway.logs.redis_link import Call, RedisLink
 from tests.support.valkey import Valkey, cluster_url, free_port, valkey, valkey_cluster, valkey_with_replica
 
@@ -69,6 +69,13 @@ async def test_what_is_asked_at_once_shares_round_trips(link: RedisLink) -> None
     replies = await asyncio.gather(*(link.call(echo(link, 1, str(number)), read=True) for number in range(500)))
     assert [reply[1] for reply in replies] == [str(number).encode() for number in range(500)]
     assert server.reads.round_trips - before <= 8
+
+
+async def test_whoever_asks_again_the_moment_he_is_answered_is_served(link: RedisLink) -> None:
+    lane = link.server(slot_of(1)).writes
+    async with asyncio.timeout(5):
+        for _ in range(100):
+            await lane.ask([Command([b"PING"])])
 
 
 async def test_writes_happen_in_the_order_asked_for(link: RedisLink) -> None:
