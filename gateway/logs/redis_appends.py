@@ -7,13 +7,12 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from gateway.logs import fencing
+from gateway.logs import fencing, redis_published
 from gateway.logs.log import Append, Key
 from gateway.logs.redis_keys import Names, member, partition, slot_of
 from gateway.logs.redis_lane import Part, Reply, Script
 from gateway.logs.redis_link import Call
 from gateway.logs.redis_scripts import APPEND, TOKENS
-from gateway.logs.redis_segment import pack
 from protocol.frames import Done, Entry, Error, Message, Token
 
 CALL_APPENDS = 256
@@ -74,10 +73,9 @@ class _Group:
 class Stager:
     """Knows the names of keys, and what a call has to hold."""
 
-    def __init__(self, names: Names, node_id: str, tombstone_ms: int, *, clustered: bool) -> None:
+    def __init__(self, names: Names, node_id: str, *, clustered: bool) -> None:
         self._names = names
         self._node_id = node_id
-        self._tombstone_ms = tombstone_ms
         self._clustered = clustered
         self.place = lru_cache(maxsize=PLACES)(self._place)
 
@@ -104,10 +102,9 @@ class Stager:
         for number, append in enumerate(batch):
             seq, epoch = append.after
             last = append.entries[-1]
-            after = f"{epoch if seq else 0}-{seq}"
-            staged.append(
-                Staged(number, append, self.place(append.key), pack(append), after, f"{last.epoch}-{last.seq}")
-            )
+            after, place = f"{epoch if seq else 0}-{seq}", self.place(append.key)
+            payload = redis_published.encode(append)
+            staged.append(Staged(number, append, place, payload, after, f"{last.epoch}-{last.seq}"))
         return staged
 
     def groups(self, staged: Iterable[Staged], *, whole: bool) -> list[_Group]:
@@ -129,7 +126,7 @@ class Stager:
         return groups
 
     def _arguments(self, script: Script) -> list[Part]:
-        return [f" {self._node_id}+"] if script is TOKENS else [self._node_id, self._tombstone_ms]
+        return [f" {self._node_id}+"] if script is TOKENS else [self._node_id]
 
     def _add_tokens(self, group: _Group, staged: Staged) -> None:
         place = staged.place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from gateway.logs import fencing, segment
+from gateway.logs import fencing, redis_published, segment
 from gateway.logs.log import Append, Claim, Head, Key, LogUnavailable, new_node_id
 from gateway.logs.redis_appends import Staged, Stager, Verdict, calls_of, verdicts_of
 from gateway.logs.redis_errors import Refused
@@ -14,7 +14,6 @@ from gateway.logs.redis_lane import Part
 from gateway.logs.redis_link import Call, RedisLink, Server
 from gateway.logs.redis_meta import claim_of, epoch_at, head_of
 from gateway.logs.redis_scripts import CLAIM, ERASE, PROBE, READ, RELEASE
-from gateway.logs.redis_segment import ERASED, unpack
 from protocol.frames import Entry
 
 TOMBSTONE_S = 30 * 86400.0
@@ -63,7 +62,7 @@ class RedisLog:
 
     async def open(self) -> None:
         await self.link.open()
-        self._stager = Stager(self.link.names, self.node_id, self._tombstone_ms, clustered=self.link.clustered)
+        self._stager = Stager(self.link.names, self.node_id, clustered=self.link.clustered)
 
     async def close(self) -> None:
         """Conversations that are still this node's stay so: `release` them before."""
@@ -89,7 +88,7 @@ class RedisLog:
         stager = self._opened()
         place = stager.place(key)
         _, meta, open_turns, _ = stager.keys(place)
-        args: list[Part] = [self.node_id, instead_of or "", place.member, int(CLAIM_S * 1000)]
+        args: list[Part] = [self.node_id, instead_of or "", place.member, int(CLAIM_S * 1000), self._tombstone_ms]
         return claim_of(await self.link.call(Call(place.slot, CLAIM, [meta, open_turns], args)), self.node_id)
 
     async def release(self, key: Key) -> None:
@@ -158,7 +157,7 @@ class RedisLog:
         call = Call(place.slot, READ, [place.log, place.meta], [after, limit_bytes, READ_SEGMENTS])
         entries: list[Entry] = []
         for packed in await self.link.call(call, read=True):
-            entries += unpack(packed, key.conversation_id, after)[1]
+            entries += redis_published.decode(packed, key.conversation_id, after)[1]
         return segment.cut(entries, limit_bytes)
 
     async def epoch_at(self, key: Key, seq: int) -> int | None:
@@ -203,7 +202,7 @@ class RedisLog:
                 place.slot,
                 ERASE,
                 stager.keys(place),
-                [before_ms, self._tombstone_ms, ERASED, place.member, place.channel],
+                [before_ms, self._tombstone_ms, redis_published.ERASED, place.member, place.channel],
             )
             for place in places
         ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.logs import redis_published, segment
-from gateway.logs.log import Position
+from gateway.logs import redis_published
+from gateway.logs.log import Append, Key, Position
 from gateway.logs.segment import SegmentError
 from protocol.frames import Entry, Message, Metadata, Token
 
@@ -34,11 +34,12 @@ def entries(after: int, epoch: int) -> list[Entry]:
 )
 def test_what_is_published_comes_out_again(after: Position, epoch: int) -> None:
     appended = entries(after.seq, epoch)
-    payload = redis_published.header(after, epoch) + segment.encode(appended)
+    payload = redis_published.encode(Append(Key("o", "c"), after, appended))
     assert redis_published.decode(payload, "c") == (after, appended)
+    assert redis_published.decode(payload, "c", after.seq + 2) == (after, appended[2:])
 
 
-@pytest.mark.parametrize("payload", [redis_published.ERASED, b"short", b"\0" * 24, b"\0" * 24 + b"\xff"])
+@pytest.mark.parametrize("payload", [redis_published.ERASED, b"short", b"\0" * 24, b"\x94\0\0\0\xc4\0"])
 def test_anything_else_is_no_append(payload: bytes) -> None:
     with pytest.raises(SegmentError):
         redis_published.decode(payload, "c")

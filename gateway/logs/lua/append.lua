@@ -1,38 +1,22 @@
 #!lua
 -- Appends whatever it is (the rules are those of fencing.py).
--- KEYS: of each append its log, meta, open, aged. ARGV: this node, how long a tombstone is kept (ms); then of each:
--- the id it follows, its id, payload, channel, member, time of its last entry (ms), how many turns it opens and ends,
--- those that it opens with their seq, those that it ends.
+-- KEYS: of each append its log, meta, open, aged. ARGV: this node; then of each: the id it follows, its id, payload,
+-- channel, member, time of its last entry (ms), how many turns it opens and ends, those that it opens with their seq,
+-- those that it ends.
 -- Returns of each 1: written; 0: refused; 2: refused, but the log is so long that it may be there already.
-local me, tombstone_ms = ARGV[1], ARGV[2]
+local me = ARGV[1]
 local WRITTEN, REFUSED, COMPARE = 1, 0, 2
 
--- What is true of an append that doesn't follow the head.
-local function not_following(log, meta, fence, head_epoch, head_seq, owner, flags, after, id, payload)
-  local after_epoch, after_seq = string.match(after, '(%d+)-(%d+)')
-  if not fence then
-    -- Something was here, and is gone with all that told of it: its epoch must not be used again (SPEC.md 2.2).
-    if after_seq ~= '0' then
-      redis.call('HSET', meta, 'f', after_epoch .. '-0 !')
-      redis.call('PEXPIRE', meta, tombstone_ms)
-    end
-    return REFUSED
-  end
-  if head_epoch .. '-' .. head_seq == id then
+-- An append that doesn't follow the head: most often it was made already, and the answer got lost.
+local function not_following(log, head, head_seq, id, payload)
+  if head == id then
     local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
     if last[1] and last[1][2][2] == payload then
       return WRITTEN
     end
   end
-  local _, last_seq = string.match(id, '(%d+)-(%d+)')
-  if tonumber(last_seq) <= tonumber(head_seq) then
-    return COMPARE
-  end
-  if owner == me and tonumber(after_seq) > tonumber(head_seq) and not string.find(flags, '!', 1, true) then
-    -- This node wrote more than there is: the log lost its tail.
-    redis.call('HSET', meta, 'f', head_epoch .. '-' .. head_seq .. ' ' .. owner .. flags .. '!')
-  end
-  return REFUSED
+  local last_seq = string.match(id, '%d+$')
+  return tonumber(last_seq) <= tonumber(head_seq) and COMPARE or REFUSED
 end
 
 local function append(log, meta, open, aged, arg)
@@ -51,7 +35,7 @@ local function append(log, meta, open, aged, arg)
     or (not first and after_epoch ~= head_epoch)
     or tonumber(epoch) < tonumber(head_epoch)
     or (epoch == head_epoch and string.find(flags, '!', 1, true)) then
-    return not_following(log, meta, fence, head_epoch, head_seq, owner, flags, after, id, payload)
+    return not_following(log, head_epoch .. '-' .. head_seq, head_seq, id, payload)
   end
 
   if first then
@@ -92,7 +76,7 @@ local function append(log, meta, open, aged, arg)
 end
 
 local verdicts = {}
-local arg = 3
+local arg = 2
 for key = 1, #KEYS, 4 do
   verdicts[#verdicts + 1] = append(KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], arg)
   arg = arg + 8 + 2 * ARGV[arg + 6] + ARGV[arg + 7]
