@@ -3,7 +3,8 @@
     python -m benchmarks.peers                     the list
     python -m benchmarks.peers NAME --port N --upstream URL
     python -m benchmarks.peers check [NAME …]      every token, in order, through each of them
-    python -m benchmarks.peers cost [NAME …]       CPU microseconds per token, roughly
+
+What they cost is measured beside the gateway, in the same run: `python -m benchmarks`.
 
 They are kept honest: nothing is left out that their documentation recommends, nothing is tuned that a reader of it
 wouldn't find, and the code that they run is in `apps/` and `node/`, short enough to be judged. Versions are pinned, and

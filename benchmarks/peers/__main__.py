@@ -12,11 +12,10 @@ from rich.table import Table
 from benchmarks.peers import __doc__ as page
 from benchmarks.peers.catalog import PEERS
 from benchmarks.peers.check import check
-from benchmarks.peers.cost import cost
 from benchmarks.peers.environments import Unavailable, interpreter
 from benchmarks.peers.process import become
 
-COMMANDS = ("list", "setup", "check", "cost")
+COMMANDS = ("list", "setup", "check")
 
 
 def main() -> None:
@@ -41,8 +40,6 @@ def main() -> None:
                 _setup(names, console)
             case "check":
                 sys.exit(0 if asyncio.run(check(names, console)) else 1)
-            case "cost":
-                asyncio.run(cost(names, console))
             case name:
                 if options.port is None or options.upstream is None:
                     parser.error("a peer needs --port and --upstream")

@@ -67,7 +67,6 @@ def _node(script: str) -> Callable[[str, int], list[str]]:
 
 
 def _litellm(python: str, port: int) -> list[str]:
-    # One uvicorn worker, as its production page says for one core.
     command = str(Path(python).parent / "litellm")
     return [command, "--config", str(HERE / "apps" / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(port),
             "--num_workers", "1"]  # fmt: skip

