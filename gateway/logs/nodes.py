@@ -21,7 +21,7 @@ One request is served once, but who gave up waiting may ask again: what a handle
 
 
 class NodeGone(Exception):
-    """The other node isn't there: nobody serves its requests, so the request was not and will not be executed."""
+    """Nobody serves that node's requests. Unless the node died over it, this one wasn't executed, and won't be."""
 
 
 class RequestFailed(Exception):
@@ -89,8 +89,9 @@ class Nodes(Protocol):
     async def request(self, node_id: str, payload: bytes, timeout_s: float) -> bytes:
         """The reply of that node's handler. The request is executed at most once.
 
-        Raises `NodeGone`, `RequestFailed`, `TimeoutError` (it may have been executed) and `LogUnavailable` (the same);
-        `ValueError` for a payload that is too large to send. Safe to cancel; the other node isn't told.
+        Raises `NodeGone` (within about a second; `is_lost` may not know yet), `RequestFailed`, `TimeoutError` and
+        `LogUnavailable` (then it may have been executed); `ValueError` for a payload that is too large to send. Safe
+        to cancel; the other node isn't told.
         """
         ...
 
