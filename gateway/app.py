@@ -81,7 +81,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, *, log: Log | None = None, model: Model | None = None) -> None:
         self.settings = settings
-        self.log = log or open_log(settings.log.url)
+        self.log = log or open_log(settings.log.url, retention_s=settings.log.retention_s)
         self.model = model or make_model(settings.model)
         self.metrics = Metrics()
         self.nodes = open_nodes(self.log)

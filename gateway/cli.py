@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from gateway.app import gateway_version
 from gateway.logs.log import LogUnavailable
+from gateway.logs.opening import open_log
 from gateway.server import listen, reserve, serve
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.supervisor import StartFailed, supervise
@@ -72,7 +73,8 @@ def serve_command(
     flags = {name: value for name, value in locals().items() if value is not None}
     try:
         settings = load_settings(**flags)
-    except SettingsError as problem:
+        open_log(settings.log.url)  # opens nothing yet, but says what is wrong with the URL
+    except (SettingsError, ValueError) as problem:
         _stop(str(problem))
     configure(settings.serving.log_level, settings.serving.log_format)
     serving = settings.serving

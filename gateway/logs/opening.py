@@ -9,14 +9,17 @@ from urllib.parse import parse_qsl
 from gateway.logs.log import Log
 from gateway.logs.memory import MemoryLog
 from gateway.logs.nodes import Alone, Nodes
+from gateway.logs.redis_log import RedisLog
+from gateway.logs.redis_url import SCHEMES
 from gateway.logs.sqlite import SqliteLog
 from gateway.logs.sqlite_store import Synchronous
 
-_RIGHT = "memory:, sqlite:convobase.db or sqlite:/path/to/convobase.db"
+_RIGHT = "memory:, sqlite:convobase.db, sqlite:/path/to/convobase.db or redis://host:6379/0"
 
 
-def open_log(url: str) -> Log:
-    """The engine for `url`, not opened yet: `memory:` or `sqlite:PATH[?synchronous=auto|full|normal|off]`.
+def open_log(url: str, *, retention_s: float = 0) -> Log:
+    """The engine for `url`, not opened yet: `memory:`, `sqlite:PATH[?synchronous=auto|full|normal|off]`, or one of
+    `redis_url`. `retention_s`: how long conversations are kept, for an engine that has to know; 0: for ever.
 
     Raises `ValueError` with one line for people. It never repeats what may be a password.
     """
@@ -28,8 +31,8 @@ def open_log(url: str) -> Log:
             raise ValueError("LOG_URL: memory: takes nothing after the colon")
         case "sqlite" if colon:
             return _sqlite(rest)
-        case "redis" | "rediss":
-            raise ValueError(f"LOG_URL: this version has no {scheme}: log yet; use {_RIGHT}")
+        case named if named in SCHEMES:
+            return RedisLog(url, retention_s=retention_s)
         case _:
             named = f"{scheme}: is no log engine" if colon and scheme.isalnum() else "that names no log engine"
             raise ValueError(f"LOG_URL: {named}; use {_RIGHT}")

@@ -92,10 +92,10 @@ class Stager:
             names.channel(number, name),
         )
 
-    def keys(self, place: Place) -> tuple[bytes, bytes, bytes, bytes]:
+    def keys(self, place: Place) -> tuple[bytes, bytes, bytes, bytes, bytes]:
         """All that belongs to a conversation, in the order of the scripts that want all."""
-        number = place.partition
-        return place.log, place.meta, self._names.open(number), self._names.aged(number)
+        number, names = place.partition, self._names
+        return place.log, place.meta, names.open(number), names.owners(number), names.aged(number)
 
     def stage(self, batch: Sequence[Append]) -> list[Staged]:
         staged = []

@@ -61,6 +61,10 @@ class Names:
         """The hash of the partition's conversations with open turns, and whose they are."""
         return self._tagged[partition] + b"open"
 
+    def owners(self, partition: int) -> bytes:
+        """The hash of how many of those each node has; "" stands for nobody."""
+        return self._tagged[partition] + b"owners"
+
     def aged(self, partition: int) -> bytes:
         """The sorted set of the partition's conversations without open turns, by the time of their last entry."""
         return self._tagged[partition] + b"aged"

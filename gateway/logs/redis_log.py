@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from gateway.logs import fencing, redis_published, segment
 from gateway.logs.log import Append, Claim, Head, Key, LogUnavailable, new_node_id
@@ -87,27 +88,39 @@ class RedisLog:
     async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
         stager = self._opened()
         place = stager.place(key)
-        _, meta, open_turns, _ = stager.keys(place)
         args: list[Part] = [self.node_id, instead_of or "", place.member, int(CLAIM_S * 1000), self._tombstone_ms]
-        return claim_of(await self.link.call(Call(place.slot, CLAIM, [meta, open_turns], args)), self.node_id)
+        return claim_of(await self.link.call(Call(place.slot, CLAIM, stager.keys(place)[1:4], args)), self.node_id)
 
     async def release(self, key: Key) -> None:
         stager = self._opened()
         place = stager.place(key)
-        _, meta, open_turns, _ = stager.keys(place)
-        await self.link.call(Call(place.slot, RELEASE, [meta, open_turns], [self.node_id, place.member]))
+        await self.link.call(Call(place.slot, RELEASE, stager.keys(place)[1:4], [self.node_id, place.member]))
 
     async def unfinished(self, owner: str | None = None) -> list[Key]:
         self._opened()
-        names = self.link.names
-        calls = [Call(slot_of(number), None, [], ["HGETALL", names.open(number)]) for number in range(PARTITIONS)]
-        wanted = None if owner is None else owner.encode()
+        names, wanted = self.link.names, None if owner is None else owner.encode()
+        partitions: Sequence[int] = range(PARTITIONS)
+        if wanted is not None:
+            has = await self._of_partitions(partitions, "HEXISTS", names.owners, wanted)
+            partitions = [number for number in partitions if has[number]]
         return [
             key_of(member)
-            for fields in await self.link.call_all(calls, read=True)
+            for fields in await self._of_partitions(partitions, "HGETALL", names.open)
             for member, whose in zip(fields[::2], fields[1::2], strict=True)
             if wanted is None or whose == wanted
         ]
+
+    async def owners(self) -> set[str]:
+        self._opened()
+        found = await self._of_partitions(range(PARTITIONS), "HKEYS", self.link.names.owners)
+        return {owner.decode() for owners in found for owner in owners} - {""}
+
+    async def _of_partitions(
+        self, partitions: Sequence[int], command: str, name: Callable[[int], bytes], *args: Part
+    ) -> list[Any]:
+        """What a command that reads says of each partition's key."""
+        calls = [Call(slot_of(number), None, [], [command, name(number), *args]) for number in partitions]
+        return await self.link.call_all(calls, read=True)
 
     # ------------------------------------------------------------ appending
 
@@ -173,20 +186,11 @@ class RedisLog:
     async def expire(self, before_ms: int) -> list[Key]:
         """In steps, with other commands in between. Cancelled, it leaves the rest for the next time."""
         self._opened()
-        names = self.link.names
         erased: list[Key] = []
         partitions = list(range(PARTITIONS))
         while partitions:
-            calls = [
-                Call(
-                    slot_of(number),
-                    None,
-                    [],
-                    ["ZRANGE", names.aged(number), "-inf", f"({before_ms}", "BYSCORE", "LIMIT", 0, EXPIRE_AT_ONCE],
-                )
-                for number in partitions
-            ]
-            found = await self.link.call_all(calls, read=True)
+            aged = "-inf", f"({before_ms}", "BYSCORE", "LIMIT", 0, EXPIRE_AT_ONCE
+            found = await self._of_partitions(partitions, "ZRANGE", self.link.names.aged, *aged)
             erased += await self._erase([key_of(member) for members in found for member in members], before_ms)
             partitions = [
                 number for number, members in zip(partitions, found, strict=True) if len(members) == EXPIRE_AT_ONCE

@@ -335,6 +335,7 @@ async def test_a_conversation_that_is_nobodys_is_whoever_claims_it(log: Log) -> 
     assert await log.claim(A) == Claim(Head(2, 0, open_turns=(OpenTurn("t1", 1),))), "what is ours is ours again"
     assert await log.unfinished(log.node_id) == [A]
     assert await log.unfinished("another node") == []
+    assert await log.owners() <= {log.node_id}
 
 
 async def test_a_released_conversation_goes_on_as_it_was(log: Log) -> None:

@@ -167,6 +167,34 @@ async def test_a_released_conversation_is_whoever_claims_it(a: RedisLog, b: Redi
     assert await b.unfinished() == []
 
 
+async def test_owners_are_those_with_open_turns(a: RedisLog, b: RedisLog, new_node: NewNode) -> None:
+    keys = [Key("o", f"c{number}") for number in range(6)]
+    for number, key in enumerate(keys):
+        mine = (a, b)[number % 2]
+        await mine.claim(key)
+        entries = [structs.replace(entry, conversation_id=key.conversation_id) for entry in (message(1), token(2))]
+        assert await write(mine, START, *entries, key=key)
+    assert await a.owners() == {a.node_id, b.node_id}
+    c = await new_node()
+    assert (await c.claim(keys[0], instead_of=a.node_id)).owner is None
+    await a.release(keys[2])
+    await a.erase(keys[4])
+    assert await a.owners() == {b.node_id, c.node_id}
+    assert await a.unfinished(a.node_id) == []
+    assert await a.unfinished("") == [keys[2]]
+    await c.claim(keys[2])
+    for key in (keys[0], keys[2]):
+        epoch = 5 if key is keys[0] else 0
+        assert await write(
+            c, Position(2, 0), structs.replace(done(3, epoch), conversation_id=key.conversation_id), key=key
+        )
+    assert await a.owners() == {b.node_id}
+    assert sorted(await a.unfinished(b.node_id)) == keys[1::2]
+    await asyncio.gather(*(b.release(key) for key in keys[1::2]))
+    assert await a.owners() == set()
+    assert sorted(await a.unfinished("")) == keys[1::2]
+
+
 async def test_a_lost_owners_conversation_begins_a_new_epoch(a: RedisLog, b: RedisLog) -> None:
     await a.claim(C)
     await write(a, START, message(1), token(2))

@@ -14,7 +14,6 @@ import pytest
 
 from gateway.logs import sqlite_file
 from gateway.logs.log import Append, Head, Key, LogUnavailable, OpenTurn, Position
-from gateway.logs.memory import MemoryLog
 from gateway.logs.opening import open_log
 from gateway.logs.sqlite import SqliteLog
 from gateway.logs.sqlite_store import Store
@@ -535,50 +534,3 @@ async def test_close_waits_for_what_was_begun(tmp_path: Path) -> None:
     assert not log.unclean
     assert (await log.head(A)).seq == 50
     await log.close()
-
-
-# ---------------------------------------------------------------- LOG_URL
-
-
-@pytest.mark.parametrize(
-    ("url", "path"),
-    [
-        ("sqlite:convobase.db", "convobase.db"),
-        ("SQLite:./a b/x.db", "a b/x.db"),
-        ("sqlite:/var/lib/x.db?synchronous=full", "/var/lib/x.db"),
-    ],
-)
-def test_log_url_names_a_file(url: str, path: str) -> None:
-    log = open_log(url)
-    assert isinstance(log, SqliteLog)
-    assert log._path == Path(path)
-
-
-def test_log_url_names_the_memory() -> None:
-    assert isinstance(open_log("memory:"), MemoryLog)
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("", "names no log engine"),
-        ("convobase.db", "names no log engine"),
-        ("memory", "names no log engine"),
-        ("memory:x", "memory: takes nothing after the colon"),
-        ("postgres://user:hush@host/db", "postgres: is no log engine"),
-        ("redis://:hush@localhost:6379/0", "no redis: log yet"),
-        ("rediss://:hush@localhost", "no rediss: log yet"),
-        ("sqlite:", "needs the path of a file"),
-        ("sqlite::memory:", "needs the path of a file"),
-        ("sqlite://x.db", "needs the path of a file"),
-        ("sqlite:folder/", "needs the path of a file"),
-        ("sqlite:x.db?synchronous=never", "'never' isn't one of auto, full, normal, off"),
-        ("sqlite:x.db?mode=ro", "no option 'mode'"),
-    ],
-)
-def test_a_wrong_log_url_is_explained(url: str, says: str) -> None:
-    with pytest.raises(ValueError, match=r"^LOG_URL: ") as raised:
-        open_log(url)
-    assert says in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert "hush" not in str(raised.value)

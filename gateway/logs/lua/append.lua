@@ -1,6 +1,6 @@
 #!lua
 -- Appends whatever it is (the rules are those of fencing.py).
--- KEYS: of each append its log, meta, open, aged. ARGV: this node; then of each: the id it follows, its id, payload,
+-- KEYS: of each append its log, meta, open, owners, aged. ARGV: this node; then of each: the id it follows, its id, payload,
 -- channel, member, time of its last entry (ms), how many turns it opens and ends, those that it opens with their seq,
 -- those that it ends.
 -- Returns of each 1: written; 0: refused; 2: refused, but the log is so long that it may be there already.
@@ -19,7 +19,7 @@ local function not_following(log, head, head_seq, id, payload)
   return tonumber(last_seq) <= tonumber(head_seq) and COMPARE or REFUSED
 end
 
-local function append(log, meta, open, aged, arg)
+local function append(log, meta, open, owners, aged, arg)
   local after, id, payload, channel, member, time = unpack(ARGV, arg, arg + 5)
   local opens, ends = tonumber(ARGV[arg + 6]), tonumber(ARGV[arg + 7])
   local fence = redis.call('HGET', meta, 'f')
@@ -64,9 +64,13 @@ local function append(log, meta, open, aged, arg)
   redis.call('HSET', meta, 'f', id .. ' ' .. owner .. (is_open and '+' or ''))
   if is_open and not was_open then
     redis.call('HSET', open, member, owner)
+    redis.call('HINCRBY', owners, owner, 1)
     redis.call('ZREM', aged, member)
   elseif was_open and not is_open then
     redis.call('HDEL', open, member)
+    if redis.call('HINCRBY', owners, owner, -1) < 1 then
+      redis.call('HDEL', owners, owner)
+    end
   end
   if not is_open then
     redis.call('ZADD', aged, time, member)
@@ -77,8 +81,8 @@ end
 
 local verdicts = {}
 local arg = 2
-for key = 1, #KEYS, 4 do
-  verdicts[#verdicts + 1] = append(KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], arg)
+for key = 1, #KEYS, 5 do
+  verdicts[#verdicts + 1] = append(KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], KEYS[key + 4], arg)
   arg = arg + 8 + 2 * ARGV[arg + 6] + ARGV[arg + 7]
 end
 return verdicts

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Makes a conversation nobody's, if it is this node's. KEYS: meta, open. ARGV: this node, member.
+-- Makes a conversation nobody's, if it is this node's. KEYS: meta, open, owners. ARGV: this node,
+-- member.
 local fence = redis.call('HGET', KEYS[1], 'f')
 if not fence then
   return 0
@@ -16,5 +17,9 @@ flags = string.gsub(flags, '%?', '')
 redis.call('HSET', KEYS[1], 'f', at .. ' ' .. flags)
 if string.find(flags, '+', 1, true) then
   redis.call('HSET', KEYS[2], ARGV[2], '')
+  redis.call('HINCRBY', KEYS[3], '', 1)
+  if redis.call('HINCRBY', KEYS[3], owner, -1) < 1 then
+    redis.call('HDEL', KEYS[3], owner)
+  end
 end
 return 1
