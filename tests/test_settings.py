@@ -184,9 +184,12 @@ def test_origins(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("SYSTEM_PROMPT", "{claims.a.b}", "CONVOBASE_SYSTEM_PROMPT is '{claims.a.b}', which isn't right: give a text"),
         ("CLIENT_SYSTEM", "ask", "CONVOBASE_CLIENT_SYSTEM is 'ask', which isn't right: give allow or refuse."),
         ("LOG_FORMAT", "xml", "CONVOBASE_LOG_FORMAT is 'xml', which isn't right: give console or json."),
-        ("LOG_URL", "sqlite:", "CONVOBASE_LOG_URL is 'sqlite:', which isn't right: give sqlite:PATH or memory:."),
-        ("LOG_URL", "mysql://u:hush@h", "CONVOBASE_LOG_URL isn't right: give sqlite:PATH or memory:."),
-        ("LOG_URL", "redis://u:hush@h", "CONVOBASE_LOG_URL: the Redis log comes with a later version; give sqlite:"),
+        (
+            "LOG_URL",
+            "sqlite:",
+            "CONVOBASE_LOG_URL is 'sqlite:', which isn't right: give sqlite:PATH, memory: or redis://HOST.",
+        ),
+        ("LOG_URL", "mysql://u:hush@h", "CONVOBASE_LOG_URL isn't right: give sqlite:PATH, memory: or redis://HOST."),
         ("ALLOWED_ORIGINS", "https://a.example/", "CONVOBASE_ALLOWED_ORIGINS is 'https://a.example/', which isn't"),
         ("ALLOWED_ORIGINS", "*", "CONVOBASE_ALLOWED_ORIGINS is '*', which isn't right: give origins such as https:"),
         (

@@ -10,6 +10,7 @@ from gateway.logs.log import Log
 from gateway.logs.memory import MemoryLog
 from gateway.logs.nodes import Alone, Nodes
 from gateway.logs.redis_log import RedisLog
+from gateway.logs.redis_nodes import RedisNodes
 from gateway.logs.redis_url import SCHEMES
 from gateway.logs.sqlite import SqliteLog
 from gateway.logs.sqlite_store import Synchronous
@@ -53,5 +54,5 @@ def _sqlite(rest: str) -> SqliteLog:
 
 
 def open_nodes(log: Log) -> Nodes:
-    """Those that share `log`, not opened yet."""
-    return Alone(log.node_id)
+    """Those that share `log`, not opened yet; that has to be open when they are."""
+    return RedisNodes(log.link, log.node_id) if isinstance(log, RedisLog) else Alone(log.node_id)

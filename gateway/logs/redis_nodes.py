@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from gateway.logs.redis_asking import Asking
 from gateway.logs.redis_errors import explained
 from gateway.logs.redis_hub import Hub
 from gateway.logs.redis_keys import member, partition, slot_of
-from gateway.logs.redis_link import RedisLink
+from gateway.logs.redis_link import Call, RedisLink
 from gateway.logs.redis_post import ReplyMessage
 from gateway.logs.redis_serving import Serving
 from gateway.logs.redis_wire import Answered
@@ -100,6 +100,11 @@ class RedisNodes:
 
     def unfollow(self, key: Key) -> None:
         self._hub.unsubscribe(self._channel_of_conversation(key)[0])
+
+    async def followed(self, keys: Sequence[Key]) -> list[bool]:
+        channels = [self._channel_of_conversation(key) for key in keys]
+        calls = [Call(slot, None, [], ["PUBSUB", "SHARDNUMSUB", channel]) for channel, slot in channels]
+        return [bool(count) for _, count in await self._link.call_all(calls, read=True)]
 
     def _channel_of_conversation(self, key: Key) -> tuple[bytes, int]:
         name = member(key)

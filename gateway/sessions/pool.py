@@ -290,9 +290,8 @@ class SessionPool:
         conversations, which are nobody's now where nodes share the log."""
         self.draining = True
         await self.take_over.close()
-        for session in [session for session in self._sessions.values() if session.idle]:
-            if session.feed.committed == session.feed.seq and self.journal.feeds.shared:
-                self._evict(session)
+        if self.journal.feeds.shared:
+            self._leave_to_others()
         busy = [task for task, (run, _) in self._runs.items() if not run.waits_for_client]
         if busy and within_s > 0:
             await asyncio.wait(busy, timeout=within_s)
@@ -302,6 +301,13 @@ class SessionPool:
             await asyncio.wait(list(self._runs))
         self.journal.feeds.hand_over()
         return await self._release_all()
+
+    def _leave_to_others(self) -> None:
+        """What doesn't run yet begins on another node."""
+        for session in list(self._sessions.values()):
+            session.draining = True
+            if session.idle and session.feed.committed == session.feed.seq:
+                self._evict(session)
 
     async def _release_all(self) -> list[Key]:
         """Gives up every conversation, once all of it is in the log."""

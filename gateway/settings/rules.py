@@ -36,8 +36,6 @@ def _readable(path: Path) -> bool:
 
 def _not_yet(settings: Settings) -> tuple[str, str] | None:
     who, limits = settings.who, settings.limits
-    if settings.log.log_url.startswith("redis"):
-        return "log_url", f"the Redis log {_LATER}; give sqlite:PATH or memory:."
     if who.auth != "none":
         return "auth", f"authentication {_LATER}; give none, and serve on 127.0.0.1 only."
     plain_who, plain_limits = Who(), Limits()

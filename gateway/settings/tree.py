@@ -127,7 +127,7 @@ class LogAndSessions(Slice):
     log_url: Annotated[str, AfterValidator(_known_engine)] = _setting(
         "sqlite:convobase.db",
         "the conversation log: `sqlite:PATH`, or `memory:` (lost at a restart)",
-        "sqlite:PATH or memory:",
+        "sqlite:PATH, memory: or redis://HOST",
     )
     retention_s: Whole = _setting(
         2592000, "a conversation is removed so long after its last entry; 0: never", _AT_LEAST_0, ge=0

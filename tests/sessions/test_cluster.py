@@ -1,0 +1,326 @@
+"""Several nodes in one process over a real Valkey: who owns a conversation, and what comes of losing it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from secrets import token_hex
+from typing import Any
+
+import pytest
+from msgspec import UNSET
+
+from gateway.edge.reader import Reader
+from gateway.logs import membership
+from gateway.logs.feed import Feed
+from gateway.logs.feeds import Elsewhere
+from gateway.logs.log import Key, Position
+from gateway.logs.opening import open_log, open_nodes
+from gateway.logs.redis_nodes import RedisNodes
+from gateway.models.model import Model
+from protocol.codes import Refusal
+from protocol.frames import ChatMessage, Done, Entry, Error, Restart, Snapshot
+from tests.support.node import KEY, Node, feeds_of, is_call, is_end, is_token, kinds, text
+from tests.support.scripted import END, ScriptedModel, calls
+from tests.support.valkey import Valkey
+
+BEGINNING = Position(0, 0)
+
+Start = Callable[..., Awaitable[Node]]
+
+
+@pytest.fixture(autouse=True)
+def _short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "LEASE_S", 1.5)
+
+
+@pytest.fixture
+async def start(redis_server: Valkey) -> AsyncIterator[Start]:
+    """Starts nodes that share a log; `stop(node)` ends one in an orderly way, `die(node)` without a word."""
+    prefix = token_hex(6)
+    async with AsyncExitStack() as stack:
+
+        async def start(model: Model, *, takes_over: bool = True, **settings: Any) -> Node:
+            log = open_log(f"{redis_server.url}?prefix={prefix}", retention_s=3600)
+            node = Node(log, model, nodes=open_nodes(log), **settings)
+            await log.open()
+            stack.push_async_callback(log.close)
+            await node.journal.nodes.open(node.router.serve)
+            stack.push_async_callback(node.journal.nodes.close)
+            node.journal.start()
+            stack.push_async_callback(node.journal.close)
+            if takes_over:
+                await node.pool.start()
+            stack.push_async_callback(node.pool.close)
+            return node
+
+        yield start
+
+
+async def frames_until(
+    node: Node, last: Callable[[Entry], bool], after: Position = BEGINNING, key: Key = KEY, timeout_s: float = 15
+) -> list[Entry | Snapshot]:
+    """What a reader on that node sees, up to and with the first frame that `last` accepts, or a snapshot without an
+    open turn; checks the order."""
+    feed = await node.router.feed(key)
+    seen: list[Entry | Snapshot] = []
+    at = after.seq
+    async with asyncio.timeout(timeout_s):
+        with Reader(feeds_of(feed), feed, after) as reader:
+            async for made in reader.slices(60):
+                if isinstance(made, Snapshot):
+                    seen.append(made)
+                    at = made.seq
+                    if made.turn is None:
+                        return seen
+                    continue
+                for frame in made.frames:
+                    assert (getattr(frame, "first_seq", None) or frame.seq) == at + 1
+                    at = frame.seq
+                    seen.append(frame)
+                    if last(frame):
+                        return seen
+    raise AssertionError(f"the conversation ended after {seen}")
+
+
+async def say(node: Node, message: str = "hi", key: Key = KEY, **fields: Any) -> tuple[Feed, Any]:
+    return await node.router.submit(key, ChatMessage(message=message, **fields))
+
+
+def entries_only(frames: list[Entry | Snapshot]) -> list[Entry]:
+    assert not any(isinstance(frame, Snapshot) for frame in frames), frames
+    return [frame for frame in frames if not isinstance(frame, Snapshot)]
+
+
+async def die(node: Node) -> None:
+    """Others don't see it any more; it doesn't know, as after SIGSTOP and SIGCONT."""
+    nodes = node.journal.nodes
+    assert isinstance(nodes, RedisNodes)
+    beats, nodes._beats = nodes._beats, None
+    assert beats is not None
+    beats.cancel()
+    await asyncio.wait([beats])
+
+
+async def knows(one: Node, other: Node) -> None:
+    async with asyncio.timeout(5):
+        while other.log.node_id not in one.journal.nodes.others():
+            await asyncio.sleep(0.02)
+
+
+# ---------------------------------------------------------------- following
+
+
+async def test_what_one_node_writes_is_read_on_another(start: Start) -> None:
+    gate = asyncio.Event()
+    one, two = await start(ScriptedModel([["a"], ["b"], gate, ["c"], END])), await start(ScriptedModel([END]))
+    reading = asyncio.create_task(frames_until(two, is_end))
+    await asyncio.sleep(0.05)
+    await say(one)
+    await asyncio.sleep(0.05)
+    gate.set()
+    seen = entries_only(await reading)
+    assert kinds(seen) == ["message", "token", "done"]
+    assert text(seen) == "abc"
+    late = entries_only(await frames_until(two, is_end))
+    assert text(late) == "abc"
+
+
+async def test_commands_find_the_owner(start: Start) -> None:
+    one = await start(ScriptedModel([calls(("f", {"x": 1}))], [["thanks"], END], [["x"], asyncio.Event()]))
+    two = await start(ScriptedModel([END]))
+    await say(one)
+    seen = entries_only(await frames_until(two, is_call))
+    call = seen[-1]
+    await two.router.answer(KEY, call.call_id, {"y": 2}, error=UNSET)  # type: ignore[union-attr]
+    await two.router.answer(KEY, call.call_id, {"y": 2}, error=UNSET)  # type: ignore[union-attr]
+    with pytest.raises(Refusal, match="CALL_CLOSED"):
+        await two.router.answer(KEY, call.call_id, {"y": 3}, error=UNSET)  # type: ignore[union-attr]
+    await frames_until(two, is_end)
+    feed, done = await say(two, "again", message_id="m2")
+    assert (await say(two, "again", message_id="m2"))[1] == done._replace(duplicate=True)
+    assert (await say(one, "again", message_id="m2"))[1] == done._replace(duplicate=True)
+    assert one.pool.sessions == 1
+    assert two.pool.sessions == 0
+    await frames_until(two, is_token, Position(done.seq - 1, -1))
+    stopped = await two.router.cancel(KEY, None)
+    assert stopped == ("stopped", done.turn_id, 0)
+    ended = await frames_until(two, is_end, Position(done.seq - 1, -1))
+    assert isinstance(ended[-1], Done)
+    assert ended[-1].finish_reason == "cancelled"
+    with pytest.raises(Elsewhere):
+        await two.pool.session(KEY)
+    assert feed.follows
+
+
+async def test_two_nodes_asked_at_once_start_one_turn(start: Start) -> None:
+    nodes = [await start(ScriptedModel([["a"], END])) for _ in range(2)]
+    for number in range(20):
+        key = Key("o", f"c{number}")
+        answers = await asyncio.gather(*(say(node, "hi", key, message_id="m") for node in nodes))
+        assert answers[0][1].seq == answers[1][1].seq == 1
+        assert answers[0][1].turn_id == answers[1][1].turn_id
+        assert sorted(done.duplicate for _, done in answers) == [False, True]
+        both = [entries_only(await frames_until(node, is_end, key=key)) for node in nodes]
+        assert kinds(both[0]) == kinds(both[1]) == ["message", "token", "done"]
+    assert sum(len(node.model.requests) for node in nodes) == 20  # type: ignore[attr-defined]
+
+
+async def test_deleting_reaches_the_owner_and_all_readers(start: Start) -> None:
+    one, two = await start(ScriptedModel([["a"], asyncio.Event()])), await start(ScriptedModel([END]))
+    await say(one)
+    reading = asyncio.create_task(frames_until(two, lambda _: False))
+    await frames_until(two, is_token)
+    await two.router.delete(KEY)
+    with pytest.raises(AssertionError, match="ended after") as ended:
+        await reading
+    assert "cancelled" in str(ended.value)
+    with pytest.raises(Refusal, match="NOT_FOUND"):
+        await two.router.attach(KEY)
+    await two.router.delete(KEY)
+    _, done = await say(two)
+    assert done.seq == 1
+    assert (await frames_until(one, is_end))[0].epoch > 0
+
+
+# ---------------------------------------------------------------- handing over
+
+
+async def test_an_evicted_conversation_is_anybodys(start: Start) -> None:
+    one = await start(ScriptedModel([["a"], END]), session_idle_s=0.1)
+    two = await start(ScriptedModel([["b"], END]))
+    await say(one)
+    await frames_until(one, is_end)
+    reading = asyncio.create_task(frames_until(one, lambda frame: is_end(frame) and frame.seq > 3))
+    async with asyncio.timeout(10):
+        while one.pool.sessions:
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.05)
+    _, done = await say(two)
+    assert two.pool.sessions == 1
+    seen = entries_only(await reading)
+    assert text(seen) == "ab"
+    assert {frame.epoch for frame in seen} == {0}
+    assert done.seq == 4
+
+
+async def test_a_node_that_drains_hands_its_turns_on_without_spending_an_attempt(start: Start) -> None:
+    one = await start(ScriptedModel([["lost "], asyncio.Event()]))
+    await say(one)
+    two = await start(ScriptedModel([["whole"], END]))
+    await knows(one, two)
+    await frames_until(two, is_token)
+    reading = asyncio.create_task(frames_until(two, is_end))
+    await one.router.drain(0)
+    seen = entries_only(await reading)
+    assert kinds(seen) == ["message", "token", "restart", "token", "done"]
+    restart = next(frame for frame in seen if isinstance(frame, Restart))
+    assert (restart.attempt, restart.keep_seq) == (0, 1)
+    assert {frame.epoch for frame in seen} == {0}
+    with pytest.raises(Refusal, match="about to stop"):
+        await one.router.submit(Key("o", "new"), ChatMessage(message="hi"))
+
+
+async def test_behind_a_running_turn_a_message_is_taken_while_its_node_drains(start: Start) -> None:
+    gate = asyncio.Event()
+    one = await start(ScriptedModel([["a"], gate, END]))
+    two = await start(ScriptedModel([["b"], END]))
+    await say(one)
+    await knows(one, two)
+    await frames_until(two, is_token)
+    draining = asyncio.create_task(one.router.drain(10))
+    await asyncio.sleep(0.05)
+    _, done = await say(two, "and then?")
+    gate.set()
+    await draining
+    seen = entries_only(
+        await frames_until(two, lambda frame: isinstance(frame, Done | Error) and frame.turn_id == done.turn_id)
+    )
+    assert text(seen) == "ab"
+    assert all(isinstance(frame, Done) for frame in seen if is_end(frame))
+
+
+# ---------------------------------------------------------------- losing a node
+
+
+async def test_a_lost_nodes_turn_goes_on_elsewhere_and_it_writes_nothing_more(start: Start) -> None:
+    thawed = asyncio.Event()
+    one = await start(ScriptedModel([["lost "], thawed, ["zombie"], END]))
+    two = await start(ScriptedModel([["whole"], END]))
+    await say(one)
+    await frames_until(two, is_token)
+    there = asyncio.create_task(frames_until(two, is_end))
+    here = asyncio.create_task(frames_until(one, is_end))
+    await die(one)
+    seen = entries_only(await there)
+    assert kinds(seen) == ["message", "token", "restart", "token", "done"]
+    restart = next(frame for frame in seen if isinstance(frame, Restart))
+    assert (restart.attempt, restart.keep_seq) == (1, 1)
+    assert seen[0].epoch == 0 < restart.epoch == seen[-1].epoch
+    thawed.set()
+    mended = (await here)[-1]  # it saw what the zombie said, which the log never got
+    assert isinstance(mended, Snapshot)
+    assert (mended.messages[-1].content, mended.seq) == ("whole", seen[-1].seq)
+    assert one.pool.sessions == 0
+    assert "zombie" not in repr(await two.entries())
+    assert two.metrics.taken_over.value == 1
+
+
+async def test_a_waiting_turn_is_taken_over_without_a_word(start: Start) -> None:
+    one = await start(ScriptedModel([["let me see "], calls(("f", {}))]))
+    two = await start(ScriptedModel([["thanks"], END]))
+    await say(one)
+    call = entries_only(await frames_until(two, is_call))[-1]
+    await die(one)
+    async with asyncio.timeout(10):
+        while not two.pool.sessions:
+            await asyncio.sleep(0.05)
+    await two.router.answer(KEY, call.call_id, 1, error=UNSET)  # type: ignore[union-attr]
+    seen = entries_only(await frames_until(two, is_end))
+    assert kinds(seen) == ["message", "token", "function_call", "function_result", "token", "done"]
+
+
+async def test_the_fourth_loss_ends_a_turn(start: Start) -> None:
+    nodes = [await start(ScriptedModel([["lost "], asyncio.Event()])) for _ in range(5)]
+    watcher = await start(ScriptedModel([END]), takes_over=False)
+    await say(nodes[0])
+    watching = asyncio.create_task(frames_until(watcher, is_end, timeout_s=40))
+    for _ in range(4):
+        async with asyncio.timeout(10):
+            while (owner := next((node for node in nodes if node.pool.running), None)) is None:
+                await asyncio.sleep(0.02)
+        nodes.remove(owner)
+        await die(owner)
+    seen = entries_only(await watching)
+    assert [frame.attempt for frame in seen if isinstance(frame, Restart)] == [1, 2, 3]
+    assert isinstance(seen[-1], Error)
+    assert seen[-1].error.code == "NODE_LOST"
+
+
+async def test_a_command_waits_for_the_takeover(start: Start) -> None:
+    one = await start(ScriptedModel([["lost "], asyncio.Event()]))
+    two = await start(ScriptedModel([["whole"], asyncio.Event()]))
+    _, done = await say(one)
+    await frames_until(two, is_token)
+    await one.journal.nodes.close()
+    assert (await two.router.cancel(KEY, done.turn_id))[:2] == ("stopped", done.turn_id)
+
+
+async def test_a_turn_that_is_read_on_another_node_isnt_nobodys(start: Start) -> None:
+    one = await start(ScriptedModel([["a"], asyncio.Event()]), orphan_grace_s=0.4)
+    two = await start(ScriptedModel([END]))
+    await say(one)
+    reading = asyncio.create_task(frames_until(two, is_end))
+    await asyncio.sleep(1.2)
+    assert not reading.done()
+    assert one.pool.running == 1
+    reading.cancel()
+    await asyncio.wait([reading])
+    del reading  # its traceback holds the feed
+    async with asyncio.timeout(5):
+        while one.pool.running:
+            await asyncio.sleep(0.05)
+    ended = entries_only(await frames_until(one, is_end))
+    assert isinstance(ended[-1], Done)
+    assert ended[-1].finish_reason == "cancelled"
