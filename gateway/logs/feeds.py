@@ -146,7 +146,7 @@ class Feeds:
             feed.follows = False
             self._nodes.unfollow(key)
         feed.stale = claim.head.stale
-        return Owned(feed, claim.lost or (claim.head.stale and claim.head.seq > 0))
+        return Owned(feed, claim.lost)
 
     async def _claim(self, key: Key) -> Claim:
         claim = await self._log.claim(key)

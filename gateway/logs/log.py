@@ -142,8 +142,9 @@ class Log(Protocol):
         """The nodes that own conversations with open turns; none where nodes don't share the log."""
         ...
 
-    async def expire(self, before_ms: int) -> list[Key]:
-        """Erases conversations without open turns whose last entry is older than `before_ms` (Unix ms)."""
+    async def expire(self, before_ms: int, *, leave_to: Sequence[str] = ()) -> list[Key]:
+        """Erases conversations without open turns whose last entry is older than `before_ms` (Unix ms), but not those
+        that the nodes `leave_to` own: they hold them in memory, and erase them themselves."""
         ...
 
 

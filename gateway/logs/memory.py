@@ -90,7 +90,7 @@ class MemoryLog:
     async def owners(self) -> set[str]:
         return set()
 
-    async def expire(self, before_ms: int) -> list[Key]:
+    async def expire(self, before_ms: int, *, leave_to: Sequence[str] = ()) -> list[Key]:
         self._check_open()
         old = [key for key, entries in self._entries.items() if entries and self._is_over(key, entries[-1], before_ms)]
         for key in old:

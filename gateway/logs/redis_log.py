@@ -183,22 +183,32 @@ class RedisLog:
     async def erase(self, key: Key) -> None:
         await self._erase([key], "")
 
-    async def expire(self, before_ms: int) -> list[Key]:
+    async def expire(self, before_ms: int, *, leave_to: Sequence[str] = ()) -> list[Key]:
         """In steps, with other commands in between. Cancelled, it leaves the rest for the next time."""
         self._opened()
         erased: list[Key] = []
-        partitions = list(range(PARTITIONS))
-        while partitions:
-            aged = "-inf", f"({before_ms}", "BYSCORE", "LIMIT", 0, EXPIRE_AT_ONCE
-            found = await self._of_partitions(partitions, "ZRANGE", self.link.names.aged, *aged)
-            erased += await self._erase([key_of(member) for members in found for member in members], before_ms)
-            partitions = [
-                number for number, members in zip(partitions, found, strict=True) if len(members) == EXPIRE_AT_ONCE
-            ]
+        left = dict.fromkeys(range(PARTITIONS), 0)
+        """Of the partitions that aren't done: how many of their aged ones stay."""
+        while left:
+            found = await self.link.call_all([self._aged(*place, before_ms) for place in left.items()], read=True)
+            aged = {number: [key_of(name) for name in names] for number, names in zip(left, found, strict=True)}
+            gone = await self._erase([key for keys in aged.values() for key in keys], before_ms, leave_to)
+            erased += gone
+            left = {
+                number: left[number] + len(set(keys).difference(gone))
+                for number, keys in aged.items()
+                if len(keys) == EXPIRE_AT_ONCE
+            }
         return erased
 
-    async def _erase(self, keys: Sequence[Key], before_ms: int | str) -> list[Key]:
-        """Erases those that aged before the time, or all if that is "". Returns which there were."""
+    def _aged(self, number: int, skip: int, before_ms: int) -> Call:
+        name = self.link.names.aged(number)
+        command: list[Part] = ["ZRANGE", name, "-inf", f"({before_ms}", "BYSCORE", "LIMIT", skip, EXPIRE_AT_ONCE]
+        return Call(slot_of(number), None, [], command)
+
+    async def _erase(self, keys: Sequence[Key], before_ms: int | str, leave_to: Sequence[str] = ()) -> list[Key]:
+        """Erases those that aged before the time, or all if that is "". Returns which it erased."""
+        others = "".join(f"{node_id} " for node_id in leave_to)
         stager = self._opened()
         places = [stager.place(key) for key in keys]
         calls = [
@@ -206,7 +216,7 @@ class RedisLog:
                 place.slot,
                 ERASE,
                 stager.keys(place),
-                [before_ms, self._tombstone_ms, redis_published.ERASED, place.member, place.channel],
+                [before_ms, self._tombstone_ms, redis_published.ERASED, others, place.member, place.channel],
             )
             for place in places
         ]

@@ -152,7 +152,7 @@ class SqliteLog:
     async def owners(self) -> set[str]:
         return set()
 
-    async def expire(self, before_ms: int) -> list[Key]:
+    async def expire(self, before_ms: int, *, leave_to: Sequence[str] = ()) -> list[Key]:
         """In steps, with commits in between. Cancelled, it leaves the rest for the next time."""
         erased: list[Key] = []
         while True:

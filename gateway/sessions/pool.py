@@ -397,7 +397,8 @@ class SessionPool:
     async def expire(self, retention_s: float) -> None:
         """Erases conversations that were last written so long ago. Raises `LogUnavailable`."""
         log = self.journal.log
-        for key in await log.expire(int((time.time() - retention_s) * 1000)):
+        before_ms = int((time.time() - retention_s) * 1000)
+        for key in await log.expire(before_ms, leave_to=self.journal.nodes.others()):
             feed = self.journal.feeds.known(key)
             if feed is None or not feed.committed:
                 continue

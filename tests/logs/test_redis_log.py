@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from gateway.logs import redis_published
+from gateway.logs import redis_appends, redis_published
+from gateway.logs import redis_log as redis_logs
 from gateway.logs.log import Append, Claim, Head, Key, OpenTurn, Position
 from gateway.logs.redis_keys import PARTITIONS, key_of, member, partition, slot_of
 from gateway.logs.redis_link import Call
@@ -287,6 +288,21 @@ async def test_expiry_on_two_nodes_erases_each_once(a: RedisLog, b: RedisLog) ->
         assert await write(a, START, *entries, key=key)
     erased = await asyncio.gather(a.expire(NOW + 1), b.expire(NOW + 1))
     assert sorted(erased[0] + erased[1]) == sorted(keys)
+
+
+async def test_what_a_living_node_owns_is_its_to_expire(
+    a: RedisLog, b: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_logs, "EXPIRE_AT_ONCE", 2)
+    monkeypatch.setattr(redis_appends, "partition", lambda _: 0)
+    keys = [Key("o", f"c{number}") for number in range(9)]
+    for number, key in enumerate(keys):
+        if number % 3:
+            assert (await b.claim(key)).owner is None
+        entries = [structs.replace(entry, conversation_id=key.conversation_id) for entry in (message(1), done(2))]
+        assert await write(b, START, *entries, key=key)
+    assert sorted(await a.expire(NOW + 1, leave_to=["x", b.node_id])) == keys[::3]
+    assert len(await b.expire(NOW + 1, leave_to=["x"])) == 6
 
 
 async def test_a_conversation_that_goes_on_while_it_expires_stays(a: RedisLog) -> None:

@@ -359,8 +359,8 @@ async def test_what_began_anew_during_an_expiry_lives(monkeypatch: pytest.Monkey
         old_feed = session.feed
         expire = node.log.expire
 
-        async def slowly(before_ms: int) -> list[Key]:
-            expired = await expire(before_ms)
+        async def slowly(before_ms: int, **options: Any) -> list[Key]:
+            expired = await expire(before_ms, **options)
             # Its next command finds the feed fenced off, and the one after that begins the conversation anew.
             _, done = await node.send("lost")
             with pytest.raises(LogUnavailable):

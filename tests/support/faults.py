@@ -54,9 +54,9 @@ class FaultLog(MemoryLog):
         self._check_up()
         return await super().epoch_at(key, seq)
 
-    async def expire(self, before_ms: int) -> list[Key]:
+    async def expire(self, before_ms: int, *, leave_to: Sequence[str] = ()) -> list[Key]:
         self._check_up()
-        return await super().expire(before_ms)
+        return await super().expire(before_ms, leave_to=leave_to)
 
     def _check_up(self) -> None:
         if self.down:

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- Erases conversations: leaves a tombstone with the last epoch, and tells whoever follows them.
 -- KEYS: of each its log, meta, open, owners, aged. ARGV: the time before which they must have aged (ms), or "" for no such
--- condition; how long a tombstone is kept (ms); what is published; then of each: member, channel.
--- Returns of each 1: erased; 0: there is nothing, or it hasn't aged.
-local before, tombstone_ms, erased = ARGV[1], ARGV[2], ARGV[3]
+-- condition; how long a tombstone is kept (ms); what is published; nodes whose conversations are left to them, each
+-- followed by a space; then of each: member, channel.
+-- Returns of each 1: erased; 0: there is nothing, or it hasn't aged, or is left to its owner.
+local before, tombstone_ms, erased, others = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
 local function erase(log, meta, open, owners, aged, member, channel)
   if before ~= '' then
@@ -12,9 +13,12 @@ local function erase(log, meta, open, owners, aged, member, channel)
       return 0
     end
   end
-  redis.call('ZREM', aged, member)
   local fence = redis.call('HGET', meta, 'f')
   local epoch, seq, owner, flags = string.match(fence or '0-0 ', '^(%d+)-(%d+) ([^+!?]*)(.*)$')
+  if owner ~= '' and string.find(others, owner .. ' ', 1, true) then
+    return 0
+  end
+  redis.call('ZREM', aged, member)
   if seq == '0' then
     return 0
   end
@@ -32,7 +36,7 @@ local function erase(log, meta, open, owners, aged, member, channel)
 end
 
 local done = {}
-local arg = 4
+local arg = 5
 for key = 1, #KEYS, 5 do
   local log, meta, open, owners, aged = unpack(KEYS, key, key + 4)
   done[#done + 1] = erase(log, meta, open, owners, aged, ARGV[arg], ARGV[arg + 1])
