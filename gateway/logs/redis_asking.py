@@ -12,7 +12,8 @@ from gateway.logs.nodes import NodeGone, RequestFailed
 from gateway.logs.redis_post import PAYLOAD_BYTES, Outcome, Post, ReplyMessage, RequestMessage, encode
 from gateway.logs.redis_wire import Reply
 
-AGAIN_S = 1.0
+AGAIN_S, AGAIN_MOST_S = 1.0, 8.0
+"""Without a reply a request is sent again: after the first, then after twice as long each time, up to the second."""
 UNREAD_AGAIN_S = 0.1
 GONE_S = 1.0
 """A node whose channel nobody reads for so long is gone. A shorter while is a connection that is made anew."""
@@ -21,7 +22,7 @@ GONE_S = 1.0
 class Asked:
     """A request of ours that waits for its reply."""
 
-    __slots__ = ("answered", "id", "node_id", "payload", "sent_s", "unread_since_s")
+    __slots__ = ("again_s", "answered", "id", "node_id", "payload", "sent_s", "unread_since_s")
 
     def __init__(self, id_: int, node_id: str, payload: bytes) -> None:
         self.id = id_
@@ -29,6 +30,7 @@ class Asked:
         self.payload = payload
         self.sent_s: float | None = None
         """None: not since the connection stands."""
+        self.again_s = AGAIN_S
         self.unread_since_s: float | None = None
         self.answered: asyncio.Future[ReplyMessage | Exception] = asyncio.get_running_loop().create_future()
 
@@ -116,7 +118,10 @@ class Asking:
     def tick(self) -> None:
         now_s = asyncio.get_running_loop().time()
         for asked in self._waiting.values():
-            if asked.sent_s is None or now_s - asked.sent_s >= AGAIN_S:
+            if asked.sent_s is None:
+                self._send(asked)
+            elif now_s - asked.sent_s >= asked.again_s:
+                asked.again_s = min(AGAIN_MOST_S, 2 * asked.again_s)
                 self._send(asked)
 
     def gone(self, node_id: str) -> None:

@@ -21,6 +21,8 @@ SUBSCRIBE_S = 3.0
 REROUTE_PAUSE_S = 0.1
 """Between two questions for a cluster's slots."""
 
+AFTER_BUG_S = 1.0
+
 log_lines = structlog.get_logger(__name__)
 
 
@@ -146,17 +148,19 @@ class Hub:
         return line
 
     def _run(self, line: Line) -> None:
-        if self._keeper is None:
+        if self._keeper is None or line in self._running:
             return
         task = self._running[line] = asyncio.create_task(line.run(), name="redis line")
         task.add_done_callback(lambda task: self._ended(line, task))
 
     def _ended(self, line: Line, task: asyncio.Task[None]) -> None:
         del self._running[line]
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            log_lines.error("a line broke", exc_info=problem)
+        broke = None if task.cancelled() else task.exception()
+        if broke is not None:
+            log_lines.error("following other nodes failed by a bug", exc_info=broke)
         if self._keeper is not None and line.wanted:
-            self._run(line)  # wanted again in the moment in which it ended
+            # It broke, or it was wanted again in the moment in which it ended.
+            asyncio.get_running_loop().call_later(AFTER_BUG_S if broke is not None else 0, self._run, line)
         elif self._lines.get(line.server.name) is line:
             del self._lines[line.server.name]
 
@@ -168,16 +172,23 @@ class Hub:
                     await self._suspect.wait()
             except TimeoutError:
                 pass
-            if self._suspect.is_set():
-                self._suspect.clear()
-                await self._look_up()
-            if self._link.refreshes != self._refreshes:
-                self._refreshes = self._link.refreshes
-                self._reroute()
-            for line in list(self._lines.values()):
-                line.ask_again()
-                for subscription in line.sweep():
-                    self._subscriptions.pop(subscription.channel, None)
+            try:
+                await self._tidy()
+            except Exception:
+                log_lines.exception("following slots failed by a bug")
+                await asyncio.sleep(AFTER_BUG_S)
+
+    async def _tidy(self) -> None:
+        if self._suspect.is_set():
+            self._suspect.clear()
+            await self._look_up()
+        if self._link.refreshes != self._refreshes:
+            self._refreshes = self._link.refreshes
+            self._reroute()
+        for line in list(self._lines.values()):
+            line.ask_again()
+            for subscription in line.sweep():
+                del self._subscriptions[subscription.channel]
 
     async def _look_up(self) -> None:
         try:

@@ -66,6 +66,8 @@ class Line:
     def want(self, subscription: Subscription) -> None:
         subscription.line = self
         self.wanted.setdefault(subscription.slot, {})[subscription.channel] = subscription
+        if subscription.receiver is None:
+            self.release(subscription)
         self._ask_for([subscription])
 
     def release(self, subscription: Subscription) -> None:
