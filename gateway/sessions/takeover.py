@@ -21,6 +21,7 @@ from protocol.codes import Refusal
 
 AT_ONCE = 32
 """Conversations that are loaded side by side."""
+RETRY_FIRST_S = 0.5
 FIRST_LOOK_S, LOOK_S = 4.0, 30.0
 """A node that isn't known yet is found lost within the first of these."""
 
@@ -87,9 +88,20 @@ class TakeOver:
             return
         log_lines.info("taking over turns left open", conversations=len(keys), lost=lost)
         random.shuffle(keys)
-        await asyncio.gather(*(self._take(key) for key in keys))
+        for key, settled in zip(keys, await asyncio.gather(*map(self._tried, keys)), strict=True):
+            if not settled:
+                self.take(key)
 
     async def _take(self, key: Key) -> None:
+        """Until it is somebody's: what nobody runs would have no end."""
+        pause_s = RETRY_FIRST_S
+        while not await self._tried(key):
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))
+            pause_s = min(2 * pause_s, LOOK_S)
+
+    async def _tried(self, key: Key) -> bool:
+        """Whether there is nothing more to do."""
+        named = {"conversation_id": key.conversation_id}
         async with self._gate:
             try:
                 await self._load(key)
@@ -97,15 +109,14 @@ class TakeOver:
             except Elsewhere:
                 pass  # another node was faster
             except Refusal as refusal:
-                log_lines.info("a turn left open wasn't taken over", why=refusal.message, **_named(key))
+                if refusal.retryable:
+                    log_lines.warning("a turn left open can't be taken over yet", problem=refusal.message, **named)
+                return not refusal.retryable  # it may have been deleted
             except Exception:  # the others go on
-                log_lines.exception("a turn left open couldn't be taken over", **_named(key))
+                log_lines.exception("a turn left open couldn't be taken over", **named)
+        return True
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _named(key: Key) -> dict[str, str]:
-    return {"conversation_id": key.conversation_id}
