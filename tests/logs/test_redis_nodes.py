@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
@@ -383,6 +383,13 @@ async def test_a_node_that_dies_is_lost_within_the_lease_and_a_second_and_one_th
 # ------------------------------------------------------------ a cluster that changes
 
 
+@pytest.fixture(scope="module")
+def changing() -> Iterator[list[Valkey]]:
+    """Three primaries and a replica of the first, for tests that find their way by what the link says."""
+    with valkey_cluster(3, replicas=1) as servers:
+        yield servers
+
+
 def on(nodes: RedisNodes, server: Valkey, *, but: int | None = None) -> int:
     """A partition that this server serves."""
     name = f"127.0.0.1:{server.port}"
@@ -399,34 +406,35 @@ def hand_over(slot: int, source: Valkey, target: Valkey) -> None:
     target.ask("CLUSTER", "SETSLOT", slot, "NODE", target.ask("CLUSTER", "MYID"))
 
 
-async def test_slots_that_move_take_their_followers_and_the_nodes_along() -> None:
+async def test_slots_that_move_take_their_followers_and_the_nodes_along(changing: list[Valkey]) -> None:
     async def echo(payload: bytes) -> bytes:
         return payload
 
-    with valkey_cluster() as servers:
-        async with node(cluster_url(servers[:1]), "a", echo) as a, node(cluster_url(servers), "b", echo) as b:
-            lost: list[str] = []
-            a.on_lost = b.on_lost = lost.append
-            nodes_slot = slot_of(NODES)
-            moving = key_in(on(a, servers[0], but=nodes_slot))
-            staying = key_in(on(a, servers[2], but=nodes_slot))
-            follows, unmoved = Follows(), Follows()
-            await a.follow(moving, follows)
-            await a.follow(staying, unmoved)
-            hand_over(slot_of(partition(member(moving))), servers[0], servers[1])
-            await eventually(lambda: follows.misses == 1)
-            await publish(b._link, moving, append(moving, 1))
-            await publish(b._link, staying, append(staying, 1))
-            await eventually(lambda: (follows.seqs, unmoved.seqs) == ([1], [1]))
-            assert unmoved.misses == 0
+    servers = changing[:3]
+    one, another = (cluster_url(some) + "?prefix=slots" for some in (servers[:1], servers))
+    async with node(one, "a", echo) as a, node(another, "b", echo) as b:
+        lost: list[str] = []
+        a.on_lost = b.on_lost = lost.append
+        nodes_slot = slot_of(NODES)
+        moving = key_in(on(a, servers[0], but=nodes_slot))
+        staying = key_in(on(a, servers[2], but=nodes_slot))
+        follows, unmoved = Follows(), Follows()
+        await a.follow(moving, follows)
+        await a.follow(staying, unmoved)
+        hand_over(slot_of(partition(member(moving))), servers[0], servers[1])
+        await eventually(lambda: follows.misses == 1)
+        await publish(b._link, moving, append(moving, 1))
+        await publish(b._link, staying, append(staying, 1))
+        await eventually(lambda: (follows.seqs, unmoved.seqs) == ([1], [1]))
+        assert unmoved.misses == 0
 
-            before = a._link.server(nodes_slot).name
-            holder = next(one for one in servers if f"127.0.0.1:{one.port}" == before)
-            hand_over(nodes_slot, holder, next(one for one in servers if one is not holder))
-            await eventually(lambda: a._link.server(nodes_slot).name != before)
-            assert await asyncio.gather(a.request("b", b"x", 5.0), b.request("a", b"y", 5.0)) == [b"x", b"y"]
-            await eventually(lambda: a.others() == ["b"] and b.others() == ["a"])
-            assert lost == []
+        before = a._link.server(nodes_slot).name
+        holder = next(one for one in servers if f"127.0.0.1:{one.port}" == before)
+        hand_over(nodes_slot, holder, next(one for one in servers if one is not holder))
+        await eventually(lambda: a._link.server(nodes_slot).name != before)
+        assert await asyncio.gather(a.request("b", b"x", 5.0), b.request("a", b"y", 5.0)) == [b"x", b"y"]
+        await eventually(lambda: a.others() == ["b"] and b.others() == ["a"])
+        assert lost == []
 
 
 async def test_what_is_no_longer_followed_when_its_slot_moves_ends_there(redis_server: Valkey) -> None:
@@ -442,35 +450,37 @@ async def test_what_is_no_longer_followed_when_its_slot_moves_ends_there(redis_s
         await eventually(lambda: len(hub._subscriptions) == 1)
 
 
-async def test_followers_and_nodes_outlive_a_failover_asked_for_and_the_death_of_a_primary() -> None:
-    with valkey_cluster(3, replicas=1) as servers:
-        first, replica = servers[0], servers[3]
-        async with AsyncExitStack() as stack:
-            a, b = [await stack.enter_async_context(node(cluster_url(servers), node_id)) for node_id in ("a", "b")]
-            lost: list[str] = []
-            a.on_lost = b.on_lost = lost.append
-            one = key_in(on(a, first))
-            follows = Follows()
-            await a.follow(one, follows)
-            name = member(one)
-            channel = a._link.names.channel(partition(name), name)
-            replica.ask("CLUSTER", "FAILOVER")
-            await eventually(lambda: replica.ask("PUBSUB", "SHARDNUMSUB", channel)[1] == 1 and follows.misses)
-            await publish(b._link, one, append(one, 1))
-            await eventually(lambda: follows.seqs == [1])
+async def test_followers_and_nodes_outlive_a_failover_asked_for_and_the_death_of_a_primary(
+    changing: list[Valkey],
+) -> None:
+    servers, first, replica = changing, changing[0], changing[3]
+    async with AsyncExitStack() as stack:
+        url = cluster_url(servers) + "?prefix=outlive"
+        a, b = [await stack.enter_async_context(node(url, node_id)) for node_id in ("a", "b")]
+        lost: list[str] = []
+        a.on_lost = b.on_lost = lost.append
+        one = key_in(on(a, first))
+        follows = Follows()
+        await a.follow(one, follows)
+        name = member(one)
+        channel = a._link.names.channel(partition(name), name)
+        replica.ask("CLUSTER", "FAILOVER")
+        await eventually(lambda: replica.ask("PUBSUB", "SHARDNUMSUB", channel)[1] == 1 and follows.misses)
+        await publish(b._link, one, append(one, 1))
+        await eventually(lambda: follows.seqs == [1])
 
-            await eventually(lambda: first.info("replication")["master_link_status"] == "up")
-            misses = follows.misses
-            replica.kill()
-            await eventually(lambda: follows.misses > misses, within_s=15)
-            async with asyncio.timeout(10):
-                while follows.seqs == [1]:
-                    with suppress(LogUnavailable):  # that link may hear later that the primary is gone
-                        await publish(b._link, one, append(one, 2))
-                        await asyncio.sleep(0.1)
-            assert set(follows.seqs) == {1, 2}
-            await eventually(lambda: a.others() == ["b"] and b.others() == ["a"])
-            assert lost == []
+        await eventually(lambda: first.info("replication")["master_link_status"] == "up")
+        misses = follows.misses
+        replica.kill()
+        await eventually(lambda: follows.misses > misses, within_s=15)
+        async with asyncio.timeout(10):
+            while follows.seqs == [1]:
+                with suppress(LogUnavailable):  # that link may hear later that the primary is gone
+                    await publish(b._link, one, append(one, 2))
+                    await asyncio.sleep(0.1)
+        assert set(follows.seqs) == {1, 2}
+        await eventually(lambda: a.others() == ["b"] and b.others() == ["a"])
+        assert lost == []
 
 
 async def test_two_gateways_with_one_server_do_not_see_each_other(redis_server: Valkey) -> None:
