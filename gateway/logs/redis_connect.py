@@ -9,7 +9,9 @@ from typing import Any
 from redis import exceptions
 from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import Connection, SSLConnection
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 
 from gateway.logs.log import LogUnavailable
 from gateway.logs.redis_errors import explained
@@ -111,6 +113,7 @@ class Connector:
                 "password": self._url.sentinel_password,
                 "socket_timeout": self._url.connect_s,
                 "ssl": self._url.tls is not None,
+                "retry": Retry(NoBackoff(), 0),  # there are others to ask
             }
             self._sentinel = Sentinel(self._url.addresses, sentinel_kwargs=arguments)  # type: ignore[no-untyped-call]
         try:

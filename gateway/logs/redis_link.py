@@ -90,21 +90,32 @@ class RedisLink:
         """Finds out what the URL leads to."""
         if self._only is not None or self._map is not None:
             raise RuntimeError("the link is open already")
-        connection = await self._connector.to_any()
         try:
-            async with asyncio.timeout(self._url.command_s):
-                facts = await _facts(connection)
-        except (OSError, TimeoutError, exceptions.RedisError) as problem:
-            raise explained(problem, str(self)) from None
-        finally:
-            await give_up(connection)
-        self._check(facts)
-        self.clustered = facts.get("cluster_enabled") == "1"
-        try:
+            facts = await self._facts()
+            self._check(facts)
+            self.clustered = facts.get("cluster_enabled") == "1"
             await self._find_servers()
         except BaseException:
             await self.close()
             raise
+
+    async def _facts(self) -> dict[str, str]:
+        """What INFO says of the server, its memory, and whether it is part of a cluster."""
+        connection = await self._connector.to_any()
+        facts: dict[str, str] = {}
+        try:
+            async with asyncio.timeout(self._url.command_s):
+                for section in ("server", "memory", "cluster"):
+                    await connection.send_command("INFO", section)
+                    for line in (await connection.read_response()).decode().splitlines():
+                        name, colon, value = line.partition(":")
+                        if colon:
+                            facts[name] = value
+        except (OSError, TimeoutError, exceptions.RedisError) as problem:
+            raise explained(problem, str(self)) from None
+        finally:
+            await give_up(connection)
+        return facts
 
     def _check(self, facts: dict[str, str]) -> None:
         version = facts.get("redis_version", "0")
@@ -285,15 +296,3 @@ class RedisLink:
 def _command(call: Call, asking: bool) -> Command:
     parts = call.args if call.script is None else (len(call.keys), *call.keys, *call.args)
     return Command(parts, call.script, asking)
-
-
-async def _facts(connection: Connection) -> dict[str, str]:
-    """What INFO says of the server, its memory, and whether it is part of a cluster."""
-    facts: dict[str, str] = {}
-    for section in ("server", "memory", "cluster"):
-        await connection.send_command("INFO", section)
-        for line in (await connection.read_response()).decode().splitlines():
-            name, colon, value = line.partition(":")
-            if colon:
-                facts[name] = value
-    return facts

@@ -237,24 +237,3 @@ async def test_a_slot_that_moved_is_followed_and_one_that_is_moving_asked_for() 
             move_slot(servers, slot, source, target)
             assert await link.call_all([push, echo(link, 1), push]) == [3, [link.names.open(1), b"x"], 4]
             assert link.server(slot).name == f"127.0.0.1:{target.port}"
-
-
-async def test_a_primary_that_died_is_replaced_by_its_replica() -> None:
-    with valkey_cluster(3, replicas=1) as servers:
-        async with linked(cluster_url(servers)) as link:
-            first = f"127.0.0.1:{servers[0].port}"
-            number = next(number for number in range(PARTITIONS) if link.server(slot_of(number)).name == first)
-            push = Call(slot_of(number), PUSH, [link.names.open(number)], ["a"])
-            assert await link.call(push) == 1
-            servers[0].ask("WAIT", 1, 5000)
-            servers[0].kill()
-            with pytest.raises(LogUnavailable):
-                await link.call(push)
-            async with asyncio.timeout(15):
-                while True:
-                    try:
-                        assert await link.call(push) == 2
-                        break
-                    except LogUnavailable:
-                        await asyncio.sleep(0.1)
-            assert link.server(push.slot).name == f"127.0.0.1:{servers[3].port}"
