@@ -121,6 +121,8 @@ class Following:
         self._reading = None
         if not task.cancelled() and (problem := task.exception()) is not None:
             log_lines.error("catching up with another node failed by a bug", exc_info=problem)
+        if self._again:  # missed between the task's last step and this one
+            self.missed()
 
 
 async def level(feed: Feed, log: Log) -> bool:
