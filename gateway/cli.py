@@ -54,7 +54,7 @@ def serve_command(
     model
         The upstream model; `demo` needs no key and no network.
     log_url
-        Where conversations are kept: sqlite:convobase.db, or memory:.
+        Where conversations are kept: sqlite:convobase.db, memory:, or redis://host for several workers or nodes.
     workers
         Processes that serve together, one for each core (1); several need a log that they share.
     tls_cert

@@ -54,7 +54,8 @@ def _origin(value: str) -> str:
 
 def _known_engine(value: str) -> str:
     scheme, _, rest = value.partition(":")
-    if value != "memory:" and not (scheme in ("sqlite", "redis", "rediss") and rest):
+    known = ("sqlite", "redis", "rediss", "redis+sentinel", "rediss+sentinel")
+    if value != "memory:" and not (scheme.lower() in known and rest):
         raise ValueError("not a log URL")
     return value
 
@@ -126,7 +127,9 @@ class LogAndSessions(Slice):
 
     log_url: Annotated[str, AfterValidator(_known_engine)] = _setting(
         "sqlite:convobase.db",
-        "the conversation log: `sqlite:PATH`, or `memory:` (lost at a restart)",
+        "the conversation log: `sqlite:PATH`, `memory:` (lost at a restart), or one that several workers and nodes "
+        "share, in Redis or Valkey 7+: `redis://HOST:PORT/0`, also several hosts or a cluster; `rediss://` with TLS; "
+        "`redis+sentinel://HOST/NAME`",
         "sqlite:PATH, memory: or redis://HOST",
     )
     retention_s: Whole = _setting(
