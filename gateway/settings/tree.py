@@ -127,9 +127,7 @@ class LogAndSessions(Slice):
 
     log_url: Annotated[str, AfterValidator(_known_engine)] = _setting(
         "sqlite:convobase.db",
-        "the conversation log: `sqlite:PATH`, `memory:` (lost at a restart), or one that several workers and nodes "
-        "share, in Redis or Valkey 7+: `redis://HOST:PORT/0`, also several hosts or a cluster; `rediss://` with TLS; "
-        "`redis+sentinel://HOST/NAME`",
+        "the conversation log: `sqlite:PATH`, `redis://HOST` (for several nodes), or `memory:` (lost at a restart)",
         "sqlite:PATH, memory: or redis://HOST",
     )
     retention_s: Whole = _setting(
