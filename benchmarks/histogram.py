@@ -18,7 +18,7 @@ DIGITS = 3
 class Histogram:
     """Values in microseconds and how often each was seen, in ascending order.
 
-    Values are the middles of the client's buckets, 0.8% apart (`native/histogram.h`); `max_us` is exact.
+    Values are the middles of the client's buckets, 0.1% apart (`native/histogram.h`); `max_us` is exact.
     """
 
     counts: tuple[tuple[int, int], ...] = ()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import uvloop
 from rich.console import Console
 
-from benchmarks.compare.entrants import known
+from benchmarks.compare.entrants import ENTRANTS
 from benchmarks.compare.runner import Runner
 from benchmarks.compare.scale import Bench, Cores, Scale
 from benchmarks.compare.scenario import Scenario
@@ -47,7 +47,7 @@ async def compare(scenarios: Sequence[Scenario], scale: Scale, only: Sequence[st
     cores = Cores.found()
     os.sched_setaffinity(0, {cores.load})  # this process, too, stays away from the server's core
     async with running_upstream(cores.upstream) as upstream:
-        results = await Runner(Bench(scale, cores, upstream), known(), console).run(scenarios, only)
+        results = await Runner(Bench(scale, cores, upstream), ENTRANTS, console).run(scenarios, only)
     for scenario in scenarios:
         console.print(rich_table(results, scenario))
 

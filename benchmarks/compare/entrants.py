@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks.native import build
+from benchmarks.native.run import running_upstream
+from benchmarks.peers.catalog import PEERS, Dialect, Peer
+from benchmarks.peers.environments import Unavailable
+from benchmarks.peers.process import running_peer
 from benchmarks.processes import family, pinned
 from benchmarks.show.gateway_process import running_gateway
 
@@ -47,8 +49,10 @@ class Entrant(NamedTuple):
     ws: Arguments = ()
     """How it is spoken to over WebSocket; nothing: it doesn't speak it."""
     sse: Arguments = ()
-    readers: bool = False
-    """Further connections may follow a conversation."""
+    resume: Arguments = ()
+    """What more is to be said when conversations are resumed."""
+    keeps: bool = False
+    """It keeps conversations when nobody reads them."""
 
 
 def gateway(name: str, what: str, **settings: Any) -> Entrant:
@@ -57,7 +61,7 @@ def gateway(name: str, what: str, **settings: Any) -> Entrant:
         async with running_gateway(upstream=upstream, core=core, **{**SETTINGS, **settings}) as process:
             yield Running(process.port, lambda: list(family(process.pid)))
 
-    return Entrant(name, what, start, GATEWAY_WS, GATEWAY_SSE, readers=True)
+    return Entrant(name, what, start, GATEWAY_WS, GATEWAY_SSE, keeps=True)
 
 
 def relay(name: str, what: str, *words: str) -> Entrant:
@@ -79,33 +83,52 @@ def relay(name: str, what: str, *words: str) -> Entrant:
     return Entrant(name, what, start, GATEWAY_WS)
 
 
+def peer(listed: Peer) -> Entrant:
+    @asynccontextmanager
+    async def start(upstream: str, core: int) -> AsyncIterator[Running]:
+        try:
+            async with running_peer(listed.name, upstream, prefix=pinned(core)) as process:
+                yield Running(process.port, process.pids)
+        except Unavailable as missing:
+            raise UnavailableError(str(missing)) from missing
+
+    ways: dict[Dialect, Arguments] = {
+        Dialect.WEBSOCKET: ("--mode", "ws", "--path", "/chat"),
+        Dialect.SOCKETIO: ("--mode", "sio"),
+        Dialect.SSE: ("--mode", "sse", "--path", "/chat/stream"),
+        Dialect.OPENAI: ("--mode", "openai", "--header", f"Authorization: Bearer {listed.key}"),
+        Dialect.AI_SDK: ("--mode", "aisdk", "--path", "/api/chat"),
+    }
+    spoken = [ways[dialect] for dialect in listed.dialects]
+    sockets = [way for way in spoken if way[1] in {"ws", "sio"}]
+    events = [way for way in spoken if way not in sockets]
+    return Entrant(
+        listed.name, listed.what, start, sockets[0] if sockets else (), events[0] if events else (),
+        resume=("--resume", "/api/chat/%s/stream") if Dialect.AI_SDK in listed.dialects else (),
+    )  # fmt: skip
+
+
+def upstream_itself() -> Entrant:
+    """The generator, as if it were a server: for the scenario that measures the tools."""
+
+    @asynccontextmanager
+    async def start(_: str, core: int) -> AsyncIterator[Running]:
+        async with running_upstream(core) as generator:
+            yield Running(generator.port, lambda: [generator.pid])
+
+    return Entrant("upstream", "the generator itself", start, sse=("--mode", "openai"))
+
+
 OFF = {"BATCH_CHARS": 0}
 OURS = (
     gateway("gateway", "sqlite:, batching off", **OFF),
     gateway("gateway-batched", "sqlite:, default batching"),
     gateway("gateway-memory", "memory:, batching off", **OFF, LOG_URL="memory:"),
     gateway("gateway-memory-batched", "memory:, default batching", LOG_URL="memory:"),
+    gateway("gateway-evicting", "sqlite:, conversations leave the pool after 1 s", SESSION_IDLE_S=1),
     relay("relay", "the floor in C: one send a token frame"),
     relay("relay-merge", "the floor in C: one send for all that one recv brought", "merge"),
     relay("relay-batch", "the floor in C, batched as the gateway does by default", "batch"),
+    upstream_itself(),
 )
-
-
-def known() -> dict[str, Entrant]:
-    """All entrants by name, the gateway's own first."""
-    return {entrant.name: entrant for entrant in OURS}
-
-
-async def listening(port: int, timeout_s: float) -> bool:
-    """Whether somebody takes connections there before the time is over."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            probe.setblocking(False)
-            try:
-                await asyncio.get_running_loop().sock_connect(probe, ("127.0.0.1", port))
-            except OSError:
-                await asyncio.sleep(0.05)
-            else:
-                return True
-    return False
+ENTRANTS = {entrant.name: entrant for entrant in (*OURS, *map(peer, PEERS.values()))}

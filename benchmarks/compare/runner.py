@@ -35,11 +35,11 @@ class Runner:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         )  # fmt: skip
         scale = self.bench.scale
-        total = sum(scale.rounds * scenario.steps(scale) * len(entrants) for scenario, entrants in plan)
+        total = sum(scenario.rounds(scale) * scenario.steps(scale) * len(entrants) for scenario, entrants in plan)
         with Progress(*columns, console=self._console, transient=True, auto_refresh=False) as self._progress:
             self._bar = self._progress.add_task("", total=total)
             for scenario, entrants in plan:
-                for number in range(scale.rounds):
+                for number in range(scenario.rounds(scale)):
                     for entrant in entrants:
                         await self._turn(scenario, entrant, number)
         return self.results
@@ -51,7 +51,7 @@ class Runner:
     async def _turn(self, scenario: Scenario, entrant: Entrant, number: int) -> None:
         """One entrant in one round. What goes wrong is kept in the results, and the run goes on."""
         given, steps = 0, scenario.steps(self.bench.scale)
-        where = f"{scenario.name}: round {number + 1} of {self.bench.scale.rounds}, {entrant.name}"
+        where = f"{scenario.name}: round {number + 1} of {scenario.rounds(self.bench.scale)}, {entrant.name}"
         if (scenario.name, entrant.name) not in self.results.skipped:
             self._show(where)
             try:
@@ -64,7 +64,7 @@ class Runner:
                 self.results.skipped[scenario.name, entrant.name] = str(problem) or type(problem).__name__
                 self._console.print(f"[yellow]{where}: {escape(str(problem))[:500]}[/]")
             await asyncio.sleep(REST_S)
-        self._show(where, steps - given)
+        self._show(where, max(0, steps - given))
 
     def _show(self, where: str, advance: int = 0) -> None:
         self._progress.update(self._bar, description=where, advance=advance)

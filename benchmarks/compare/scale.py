@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 from benchmarks.compare.entrants import Running
 from benchmarks.native.run import Load, NativeUpstream, load
+
+_RUNS = count()
 
 
 class Scale(NamedTuple):
@@ -46,7 +49,10 @@ class Bench(NamedTuple):
     upstream: NativeUpstream
 
     async def load(self, running: Running, arguments: Sequence[object], *, seconds: float | None = None) -> Load:
-        """One run of the load client against it. Raises `LoadFailedError`."""
+        """One run of the load client against it, in new conversations unless `arguments` name their `--prefix`.
+
+        Raises `LoadFailedError`.
+        """
         span = self.scale.seconds if seconds is None else seconds
-        words = [*map(str, arguments), "--seconds", str(span)]
+        words = ["--prefix", f"c{next(_RUNS)}", *map(str, arguments), "--seconds", str(span)]
         return await load(running.port, words, pids=running.pids(), core=self.cores.load, timeout_s=span + 90)

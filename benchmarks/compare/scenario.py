@@ -34,6 +34,9 @@ class Scenario(Protocol):
     def entrants(self, scale: Scale) -> list[str]:
         """Who takes part, by name."""
 
+    def rounds(self, scale: Scale) -> int:
+        """How often everything is repeated."""
+
     def steps(self, scale: Scale) -> int:
         """How many samples one entrant gives in a round."""
 

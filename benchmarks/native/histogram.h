@@ -1,4 +1,4 @@
-/* A log-linear histogram as HdrHistogram's: values up to 256 are exact, larger ones are told apart to 1/128 (0.8%).
+/* A log-linear histogram as HdrHistogram's: values up to 2048 are exact, larger ones are told apart to 1/1024.
  * Written out raw, as pairs of a bucket's middle and its count, so that Python can go on with it. */
 #ifndef HISTOGRAM_H
 #define HISTOGRAM_H
@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define HISTOGRAM_HALF 128
-#define HISTOGRAM_BUCKETS (HISTOGRAM_HALF * 34)
+#define HISTOGRAM_HALF 1024
+#define HISTOGRAM_BUCKETS (HISTOGRAM_HALF * 32)
 
 struct histogram {
     uint64_t count, sum, max;
@@ -16,7 +16,7 @@ struct histogram {
 
 static inline unsigned histogram_bucket(uint64_t value) {
     if (value < 2 * HISTOGRAM_HALF) return (unsigned)value;
-    unsigned shift = 56 - (unsigned)__builtin_clzll(value); /* leaves 8 significant bits */
+    unsigned shift = 53 - (unsigned)__builtin_clzll(value); /* leaves 11 significant bits */
     unsigned bucket = shift * HISTOGRAM_HALF + (unsigned)(value >> shift);
     return bucket < HISTOGRAM_BUCKETS ? bucket : HISTOGRAM_BUCKETS - 1;
 }

@@ -65,7 +65,7 @@ class Load:
     own_cpu_s: float
     opened: int
     failed: int
-    resumed: int
+    had_all: int
     answered: int
     slow_tokens: int
     all_asked: int

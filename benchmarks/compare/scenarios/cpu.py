@@ -8,23 +8,9 @@ from benchmarks.compare.entrants import Entrant, Running
 from benchmarks.compare.results import Sample
 from benchmarks.compare.scale import Bench, Scale
 from benchmarks.compare.scenario import Column
+from benchmarks.compare.work import streaming
 
 SPREAD, SATURATED = "100 streams × 50/s", "saturated, 1,000 streams × 200/s offered"
-RAMP_S, WARM_UP_S = 1.0, 1.0
-PER_CONNECTION = 4
-
-
-def streaming(streams: int, rate: float, seconds: float, size: int = 6) -> list[object]:
-    """Words for the load client: answers that are longer than the measurement, so that it sees tokens only.
-
-    What a question costs is a figure of its own (`first-token`).
-    """
-    tokens = int(rate * (RAMP_S + WARM_UP_S + seconds + 3)) + 1
-    return [
-        "--connections", max(1, streams // PER_CONNECTION), "--conversations", min(streams, PER_CONNECTION),
-        "--ramp", RAMP_S, "--warmup", WARM_UP_S,
-        "--message", f"tokens={tokens} rate={rate:g} size={size} stamp=1",
-    ]  # fmt: skip
 
 
 class CpuPerToken:
@@ -48,11 +34,14 @@ class CpuPerToken:
             "granian", "aiohttp", "socketio", "node-ws", "node-socketio", "relay", "relay-merge", "relay-batch",
         ]  # fmt: skip
 
+    def rounds(self, scale: Scale) -> int:
+        return scale.rounds
+
     def steps(self, scale: Scale) -> int:
         return 2
 
     async def measure(self, bench: Bench, entrant: Entrant, running: Running) -> AsyncIterator[tuple[str, Sample]]:
         seconds = bench.scale.seconds
         for regime, streams, rate in ((SPREAD, 100, 50.0), (SATURATED, 1000, 200.0)):
-            words = [*entrant.ws, "--prefix", f"c{streams}", *streaming(streams, rate, seconds)]
+            words = [*entrant.ws, *streaming(streams, rate, seconds)]
             yield regime, Sample.of(await bench.load(running, words))
