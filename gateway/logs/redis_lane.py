@@ -16,6 +16,7 @@ from contextlib import suppress
 from hashlib import sha1
 from typing import Any, NamedTuple, TypeAlias
 
+import structlog
 from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
@@ -30,6 +31,8 @@ ROUND_TRIP_COMMANDS = 256
 Part: TypeAlias = bytes | str | int
 Reply: TypeAlias = Any
 """What the server said, or the `ResponseError` that it answered with."""
+
+log_lines = structlog.get_logger(__name__)
 
 _ASKING = pack_command((b"ASKING",))
 _MOVED_AWAY = {"READONLY", "LOADING", "MASTERDOWN"}
@@ -149,6 +152,11 @@ class Lane:
                 self._fail(requests, failed)
                 self._fail(self._waiting, failed)
                 continue
+            except Exception as bug:
+                # Nobody may wait for ever for an answer that nobody will give.
+                log_lines.exception("a round trip to Redis failed by a bug", server=self._server)
+                self._fail(requests, LogUnavailable(f"a request to Redis at {self._server} failed: {bug!r}"))
+                continue
             for request in requests:
                 own, replies = replies[: len(request.commands)], replies[len(request.commands) :]
                 if not request.answered.done():
@@ -205,15 +213,23 @@ async def give_up(connection: AbstractConnection) -> None:
 
 
 async def _exchange(connection: AbstractConnection, commands: Sequence[Command], packed: bytes) -> list[Reply]:
-    await connection.send_packed_command(packed)
+    await _send(connection, packed)
     replies = [await _reply(connection, command) for command in commands]
     unknown = [at for at, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
     if unknown:
         again = [commands[at] for at in unknown]
-        await connection.send_packed_command(_with_sources(again))
+        await _send(connection, _with_sources(again))
         for at, command in zip(unknown, again, strict=True):
             replies[at] = await _reply(connection, command)
     return replies
+
+
+async def _send(connection: AbstractConnection, packed: bytes) -> None:
+    try:
+        await connection.send_packed_command(packed)
+    except RuntimeError as problem:
+        # uvloop's word for a transport that is closed, where asyncio's own would write into the void.
+        raise exceptions.ConnectionError(str(problem)) from None
 
 
 def _with_sources(commands: Sequence[Command]) -> bytes:

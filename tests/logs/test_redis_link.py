@@ -116,6 +116,24 @@ async def test_a_connection_that_the_server_closed_is_replaced(link: RedisLink) 
     assert await link.call(command(1, "CLIENT", "ID")) != mine
 
 
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("the handler is closed"), KeyError("bug")]
+)
+async def test_whatever_goes_wrong_nobody_waits_for_ever(failure: Exception, link: RedisLink) -> None:
+    """uvloop raises `RuntimeError` where a transport was closed and nobody has seen it yet."""
+    await link.call(echo(link, 1))
+    [idle] = link.server(slot_of(1)).writes._idle
+
+    async def send(*_: object) -> None:
+        raise failure
+
+    idle.send_packed_command = send  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        with pytest.raises(LogUnavailable):
+            await link.call(echo(link, 1))
+        assert (await link.call(echo(link, 1)))[1] == b"x"
+
+
 async def test_a_bug_is_told_from_an_outage(link: RedisLink) -> None:
     key = link.names.tagged("bug", "text")
     await link.call(command("bug", "SET", key, "x"))
