@@ -33,7 +33,7 @@ from gateway.edge.reader import Reader
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Position
 from gateway.logs.memory import MemoryLog
-from gateway.models.model import Event, Finish, ModelRequest
+from gateway.models.model import Event, Finish, ModelRequest, Sink, pour
 from gateway.server import GC_GENERATION_0
 from gateway.sessions.pool import SessionPool
 from gateway.sessions.turn import Engine
@@ -63,6 +63,9 @@ class Paced:
     def __init__(self, seconds: float) -> None:
         self._tokens = int(seconds * TOKENS_PER_S)
         self._streams = itertools.count()
+
+    async def answer(self, request: ModelRequest, sink: Sink) -> None:
+        await pour(self.stream(request), sink)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         if request.messages[0]["content"] == INSTRUCTIONS:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from gateway.context.counting import TokenCounter
 from gateway.context.quotes import HEADING, chosen, joined_summary, quotes, split_summary, without_repeats
-from gateway.models.model import Model, ModelError, ModelRequest
+from gateway.models.model import Event, Model, ModelError, ModelRequest
 
 INSTRUCTIONS = (
     "You keep the running summary of a conversation between a user and an assistant. Write the summary anew so that it "
@@ -99,11 +98,22 @@ class Summarizer:
             return await self._read(request)
 
     async def _read(self, request: ModelRequest) -> str:
-        text: list[str] = []
-        async with aclosing(self._model.stream(request)) as stream:
-            async for events in stream:
-                text += [event for event in events if isinstance(event, str)]
-        return "".join(text).strip()
+        prose = _Prose()
+        await self._model.answer(request, prose)
+        return "".join(prose.pieces).strip()
+
+
+class _Prose:
+    """The text of an answer (`models.model.Sink`)."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def take(self, events: list[Event], since: float) -> float:
+        self.pieces += [event for event in events if isinstance(event, str)]
+        return 0.0
+
+    async def room(self) -> None: ...
 
 
 async def _quoted(quoted: Sequence[str], chunk: str, counter: TokenCounter, room: int) -> list[str]:

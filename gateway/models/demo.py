@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from gateway.models.demo_script import count_words, script_for
 from gateway.models.demo_steps import Pause
-from gateway.models.model import CallFragment, Event, Finish, ModelError, ModelRequest
+from gateway.models.model import CallFragment, Event, Finish, ModelError, ModelRequest, Sink, pour
 from protocol.frames import Usage
 
 TICK_S = 0.005
@@ -28,8 +28,12 @@ class Demo:
         self._tokens_per_s = tokens_per_s
         self._sleep = sleep
 
+    async def answer(self, request: ModelRequest, sink: Sink) -> None:
+        """See `Model.answer`."""
+        await pour(self.stream(request), sink)
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
-        """See `Model.stream`. It holds nothing, so cancelling or closing it is safe anywhere."""
+        """The same as batches of events. It holds nothing, so cancelling or closing it is safe anywhere."""
         script = script_for(request)
         size, wait_s = _pace(self._tokens_per_s * script.speed)
         batch: list[Event] = []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
-import aiohttp
 import httpx2
 import msgspec
 import openai
 
-from gateway.models import failures, transport
+from gateway.models import failures
+from gateway.models.answer import Answer
 from gateway.models.openai_compatible import DEFAULT_BASE_URL, open_sdk, post_raw
 
 BATCH_TEXTS = 32
@@ -74,17 +75,20 @@ class OpenAIEmbeddings:
             raise EmbeddingFailed(told.message) from error
         except TimeoutError as error:
             raise EmbeddingFailed(f"{self._upstream.address} sent no vectors within {self._timeout_s:g} s.") from error
-        except (openai.APIConnectionError, httpx2.TransportError, *transport.BROKEN) as error:
+        except (openai.APIConnectionError, httpx2.TransportError, OSError) as error:
             raise EmbeddingFailed(failures.from_exception(error, self._upstream).message) from error
         return self._vectors(data, len(texts))
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: Answer) -> bytes:
         data = bytearray()
-        with transport.noticing_loss(response):
-            while piece := await response.content.readany():
-                data += piece
-                if len(data) > MAX_ANSWER_BYTES:
-                    raise EmbeddingFailed(f"{self._upstream.address} sent more than {MAX_ANSWER_BYTES} bytes.")
+
+        def take(piece: bytes, _: float) -> float:
+            data.extend(piece)
+            return math.inf if len(data) > MAX_ANSWER_BYTES else 0.0
+
+        await response.read(take)
+        if len(data) > MAX_ANSWER_BYTES:
+            raise EmbeddingFailed(f"{self._upstream.address} sent more than {MAX_ANSWER_BYTES} bytes.")
         return bytes(data)
 
     def _vectors(self, data: bytes, wanted: int) -> list[list[float]]:

@@ -1,8 +1,11 @@
-"""The seam to a model: a request goes in, batches of events come out."""
+"""The seam to a model: a request goes in, events come out as they are read."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -61,16 +64,41 @@ class ModelError(Refusal):
         self.transient = transient
 
 
+class Sink(Protocol):
+    """Where an answer goes. The model calls it on the event loop, one call at a time."""
+
+    def take(self, events: list[Event], since: float) -> float:
+        """What one read brought, never an empty list; `since`: the loop time from which it may have waited to be read.
+
+        Returns for how many seconds nothing more need be read; `math.inf`: no more fits in, and nothing is to be
+        given until `room` has returned.
+        """
+        ...
+
+    async def room(self) -> None:
+        """Returns when more can be taken. What it raises ends the call."""
+        ...
+
+
 class Model(Protocol):
     """One upstream."""
 
-    def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
-        """Makes one request and yields what each read from the network brought, never an empty list.
+    async def answer(self, request: ModelRequest, sink: Sink) -> None:
+        """Makes one request and gives its answer to `sink` as it comes.
 
-        It is an async generator: closing or cancelling it closes the upstream request at once. It ends after a
-        `Finish` was yielded, and raises `ModelError` in every other case: `STREAM_ERROR` for a stream that ended
-        without one. It makes one attempt and knows no time-outs: those are the turn engine's.
+        Returns after a `Finish` was given, and raises `ModelError` in every other case: `STREAM_ERROR` for an answer
+        that ended without one. Cancelling it closes the upstream request at once, and nothing is given after that.
+        It makes one attempt and knows no time-outs: those are the turn engine's.
         """
         ...
 
     async def close(self) -> None: ...
+
+
+async def pour(answer: AsyncGenerator[list[Event], None], sink: Sink) -> None:
+    """For models that are easier to write as generators."""
+    loop = asyncio.get_running_loop()
+    async with aclosing(answer):
+        async for events in answer:
+            if sink.take(events, loop.time()) == math.inf:
+                await sink.room()

@@ -2,25 +2,25 @@
 
 The request goes through the SDK's own `post`, documented for endpoints and parameters that it has no types for:
 credentials, headers, redirects and status errors stay the SDK's, while no typed object is made per message or
-per token. The bytes come straight from aiohttp (`transport`) into `chunks`.
+per token. The bytes come straight from the socket (`transport`) into `chunks`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator
 from typing import Any
 
-import aiohttp
 import httpx2
 import msgspec
 import openai
 import orjson
 
 from gateway.models import failures, transport
+from gateway.models.answer import Answer
 from gateway.models.chunks import ChatStream
-from gateway.models.model import Event, ModelError, ModelRequest
+from gateway.models.model import Event, ModelError, ModelRequest, Sink
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 LINGER_S = 0.05
@@ -43,7 +43,7 @@ def open_sdk(api_key: str | None, base_url: str) -> openai.AsyncOpenAI:
     )
 
 
-async def post_raw(sdk: openai.AsyncOpenAI, path: str, body: dict[str, Any]) -> aiohttp.ClientResponse:
+async def post_raw(sdk: openai.AsyncOpenAI, path: str, body: dict[str, Any]) -> Answer:
     """The head of an answer whose body is read raw. Raises what the SDK raises."""
     answer = await sdk.post(
         path,
@@ -52,14 +52,14 @@ async def post_raw(sdk: openai.AsyncOpenAI, path: str, body: dict[str, Any]) -> 
         stream=True,
         stream_cls=openai.AsyncStream[bytes],
     )
-    response: aiohttp.ClientResponse = answer.extensions[transport.EXTENSION]  # type: ignore[attr-defined]
+    response: Answer = answer.extensions[transport.EXTENSION]  # type: ignore[attr-defined]
     return response
 
 
 class OpenAICompatible:
     """One upstream. `api_key` None is for servers that ask for none; `base_url` None is OpenAI itself.
 
-    Nothing is read from the network or bound to a loop before the first `stream`. Up to the connect time-out of
+    Nothing is read from the network or bound to a loop before the first `answer`. Up to the connect time-out of
     `transport` no time-out is known here, and nothing is tried again: both are the turn engine's.
     """
 
@@ -73,42 +73,49 @@ class OpenAICompatible:
         older name."""
         self._sdk = open_sdk(api_key, base_url)
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
-        """See `Model.stream`. Cancelling or closing it closes the connection, before the first byte as well."""
+    async def answer(self, request: ModelRequest, sink: Sink) -> None:
+        """See `Model.answer`."""
         try:
             response = await self._request(request)
-            try:
-                with transport.noticing_loss(response):
-                    answer = ChatStream(self._upstream)
-                    while not answer.finished:
-                        data = await self._read(response)
-                        events = answer.feed(data) if data else answer.end()
-                        if events:
-                            yield events
-                        if answer.failure is not None:
-                            raise answer.failure
-                    if not answer.closed and (events := await _after_finish(response, answer)):
-                        yield events
-                    if not response.content.at_eof():
-                        await transport.drain(response, LINGER_S)
-            finally:
-                response.close()
         except ModelError:
             raise
         except Exception as error:
             raise failures.unexpected() from error
+        try:
+            stream = await self._read(response, sink)
+            if not stream.closed and (events := await _after_finish(response, stream)):
+                sink.take(events, asyncio.get_running_loop().time())
+            await _drain(response)
+        finally:
+            response.close()
 
     async def close(self) -> None:
         await self._sdk.close()
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """All bytes that are here, waiting for the first; empty at the end."""
-        try:
-            return await response.content.readany()
-        except transport.BROKEN as error:
-            raise failures.broken(self._upstream) from error
+    async def _read(self, response: Answer, sink: Sink) -> ChatStream:
+        """Up to the model's own end."""
+        stream = ChatStream(self._upstream)
 
-    async def _request(self, request: ModelRequest) -> aiohttp.ClientResponse:
+        def take(data: bytes, since: float) -> float:
+            events = stream.feed(data)
+            hold_s = sink.take(events, since) if events else 0.0
+            return math.inf if stream.finished or stream.failure is not None else hold_s
+
+        try:
+            while await response.read(take):
+                if stream.finished or stream.failure is not None:
+                    break
+                await sink.room()
+            else:
+                if events := stream.end():
+                    sink.take(events, asyncio.get_running_loop().time())
+        except OSError as error:
+            raise failures.broken(self._upstream) from error
+        if stream.failure is not None:
+            raise stream.failure
+        return stream
+
+    async def _request(self, request: ModelRequest) -> Answer:
         """The answer's head. Asks again at once, and only then, when the server doesn't know a parameter of ours."""
         while True:
             body = self._body(request)
@@ -147,13 +154,27 @@ class OpenAICompatible:
         return False
 
 
-async def _after_finish(response: aiohttp.ClientResponse, answer: ChatStream) -> list[Event]:
+async def _after_finish(response: Answer, stream: ChatStream) -> list[Event]:
     """The usage, if it comes. The answer is whole already, so nothing that goes wrong here matters."""
     events: list[Event] = []
+
+    def take(data: bytes, _: float) -> float:
+        events.extend(stream.feed(data))
+        return math.inf if stream.closed else 0.0
+
     try:
         async with asyncio.timeout(USAGE_S):
-            while not answer.closed and (data := await response.content.readany()):
-                events += answer.feed(data)
-    except transport.BROKEN:  # TimeoutError is an OSError
+            await response.read(take)
+    except OSError:  # TimeoutError is one
         pass
-    return events + answer.end()
+    return events + stream.end()
+
+
+async def _drain(response: Answer) -> None:
+    """Waits a little for the end of an answer of which everything is known, so that its connection can be used again:
+    the last bytes of a chunked body often come in a read of their own."""
+    try:
+        async with asyncio.timeout(LINGER_S):
+            await response.read(lambda *_: 0.0)
+    except OSError:
+        pass

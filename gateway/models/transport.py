@@ -1,182 +1,208 @@
-"""aiohttp under the openai SDK, without the layers between its socket reader and us.
+"""Our own HTTP/1.1 under the openai SDK, without the layers between its socket reader and us.
 
-The SDK stands on httpx2, whose transports are a supported seam. This one differs from the SDK's own
-`DefaultAioHttpClient` in four ways: it hands the aiohttp response through (`aiohttp_response` in the extensions of
-the httpx2 response), so that a stream is read with no generator in between; no connection limit, as the gateway
-bounds its streams itself; every cause of a failure stays in the chain; error pages are read up to a bound.
+The SDK stands on httpx2, whose transports are a supported seam. This one hands the `Answer` itself through
+(`EXTENSION` in the extensions of the httpx2 response), so that a stream is read with nothing in between. There is
+no limit to connections, as the gateway bounds its streams itself; every cause of a failure stays in the chain.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+import math
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
 
-import aiohttp
+import aiohappyeyeballs
 import httpx2
-from yarl import URL
 
-EXTENSION = "aiohttp_response"
+from gateway.models.answer import Answer, Unanswered
+from gateway.models.http1 import Connection
+from gateway.models.pacing import Pacer
+from gateway.models.proxies import Proxy, proxy_for, tunnel
+
+EXTENSION = "answer"
 MAX_PAGE_BYTES = 65_536
 """Of a body that is no stream: an error page. The rest of a longer one is cut off."""
-
-BROKEN = (aiohttp.ClientError, OSError)
-"""What reading a body raises when its connection fails."""
 
 CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 4.0
 """Below the 5 s after which uvicorn, Node and llama.cpp close an idle connection: ours is never the one in closing."""
+ADDRESSES_S = 10.0
+"""For which a host's addresses are remembered: a thousand streams at once ask for them once."""
+NEXT_ADDRESS_S = 0.25
+"""After which the next address of a host is tried, too (RFC 8305)."""
+
+_PORTS = {"http": 80, "https": 443}
 
 
 class Page(httpx2.AsyncByteStream):
     """The body of an answer that the SDK itself reads: an error, or a redirect."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left_bytes = MAX_PAGE_BYTES
+        body = bytearray()
+
+        def take(data: bytes, _: float) -> float:
+            body.extend(data)
+            return math.inf if len(body) >= MAX_PAGE_BYTES else 0.0
+
         try:
-            while left_bytes > 0 and (data := await self._response.content.readany()):
-                yield data[:left_bytes]
-                left_bytes -= len(data)
-        except BROKEN as error:
+            await self._answer.read(take)
+        except OSError as error:
             raise httpx2.ReadError("the answer broke off") from error
+        yield bytes(body[:MAX_PAGE_BYTES])
 
     async def aclose(self) -> None:
-        self._response.close()
+        self._answer.close()
 
 
-class _Told:
-    """Whether a request went over a connection that was kept from an earlier one."""
+class Origin(NamedTuple):
+    """Connections to the same one can stand for each other."""
 
-    reused = False
+    scheme: str
+    host: str
+    port: int
+    proxy: Proxy | None
 
 
-def _tells_reuse() -> aiohttp.TraceConfig:
-    async def reused(_session: object, context: Any, _params: object) -> None:
-        context.trace_request_ctx.reused = True
+class Connections:
+    """Those of one event loop: busy ones, and idle ones for the next request. `http1.Pool` for them."""
 
-    config = aiohttp.TraceConfig()
-    config.on_connection_reuseconn.append(reused)
-    return config
+    def __init__(self) -> None:
+        self._tls: ssl.SSLContext | None = None
+        self._loop = asyncio.get_running_loop()
+        self._pacer = Pacer()
+        self._all: dict[Connection, Origin] = {}
+        self._idle: dict[Connection, asyncio.TimerHandle] = {}
+        """Least recently used first, each with the timer that closes it."""
+        self._addresses: dict[tuple[str, int], asyncio.Task[list[Any]]] = {}
+
+    def kept(self, origin: Origin) -> Connection | None:
+        """The idle connection that was used last: the others may then grow old."""
+        for connection in reversed(self._idle):
+            if self._all[connection] == origin and not connection.closing:
+                self._idle.pop(connection).cancel()
+                return connection
+        return None
+
+    def idle(self, connection: Connection) -> None:
+        self._idle[connection] = self._loop.call_later(KEEPALIVE_S, connection.abort)
+
+    def gone(self, connection: Connection) -> None:
+        self._all.pop(connection, None)
+        if (timer := self._idle.pop(connection, None)) is not None:
+            timer.cancel()
+
+    def close(self) -> None:
+        for connection in list(self._all):
+            connection.abort()
+
+    async def connect(self, origin: Origin) -> Connection:
+        """A new one. Raises `OSError`, of which `TimeoutError` and `ssl.SSLError` are some. Safe to cancel."""
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            via = origin.proxy or origin
+            sock = await aiohappyeyeballs.start_connection(
+                await self._addresses_of(via.host, via.port), happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1
+            )
+            try:
+                tls: dict[str, Any] = {}
+                if origin.scheme == "https":
+                    if origin.proxy is not None:
+                        await tunnel(sock, origin.proxy, origin.host, origin.port)
+                    self._tls = self._tls or httpx2.create_ssl_context()
+                    tls = {"ssl": self._tls, "server_hostname": origin.host}
+                _, connection = await self._loop.create_connection(
+                    lambda: Connection(self, self._pacer), sock=sock, **tls
+                )
+            except BaseException:
+                sock.close()
+                raise
+        self._all[connection] = origin
+        return connection
+
+    async def _addresses_of(self, host: str, port: int) -> list[Any]:
+        looking = self._addresses.get((host, port))
+        if looking is None:
+            looking = self._addresses[host, port] = asyncio.create_task(self._look_up(host, port))
+            looking.add_done_callback(_retrieve)
+        return await asyncio.shield(looking)
+
+    async def _look_up(self, host: str, port: int) -> list[Any]:
+        keep_s = 0.0
+        try:
+            found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            keep_s = ADDRESSES_S
+            return found
+        finally:
+            self._loop.call_later(keep_s, self._addresses.pop, (host, port), None)
 
 
 class Transport(httpx2.AsyncBaseTransport):
-    """One session, made at the first request in the running loop. Cancelling a request closes its connection."""
+    """Bound to the running loop by its first request. Cancelling a request closes its connection."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
-        self._proxies: dict[str, str | None] = {}
+        self._connections: Connections | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        # httpx2 has put userinfo into the Authorization header; aiohttp would refuse to be told twice.
-        url = URL(str(request.url), encoded=True).with_user(None)
         body = await request.aread()
         try:
-            response = await self._send(request, url, body)
+            answer = await self._ask(request, body)
         except TimeoutError as error:
             raise httpx2.ConnectTimeout("no connection in time", request=request) from error
-        except BROKEN as error:
+        except OSError as error:
             raise httpx2.ConnectError("no answer", request=request) from error
         return httpx2.Response(
-            response.status,
-            # aiohttp has undone a Content-Encoding.
-            headers=[(k, v) for k, v in response.raw_headers if k.lower() != b"content-encoding"],
-            stream=Page(response),
+            answer.status,
+            headers=answer.headers,
+            stream=Page(answer),
             request=request,
-            extensions={"http_version": b"HTTP/1.1", EXTENSION: response},
+            extensions={"http_version": b"HTTP/1.1", EXTENSION: answer},
         )
 
-    async def _send(self, request: httpx2.Request, url: URL, body: bytes) -> aiohttp.ClientResponse:
+    async def _ask(self, request: httpx2.Request, body: bytes) -> Answer:
+        if self._connections is None:
+            self._connections = Connections()
+        url = request.url
+        host = url.raw_host.decode("ascii")
+        origin = Origin(url.scheme, host, url.port or _PORTS[url.scheme], proxy_for(url.scheme, host))
+        data = _head(request, origin) + body
         while True:
-            told = _Told()
+            kept = self._connections.kept(origin)
+            answer = (kept or await self._connections.connect(origin)).ask(data)
             try:
-                return await self._open().request(
-                    request.method,
-                    url,
-                    headers=request.headers.multi_items(),
-                    data=body or None,
-                    allow_redirects=False,
-                    proxy=self._proxy(url),
-                    trace_request_ctx=told,
-                )
-            except aiohttp.ClientConnectionError:
-                # A kept connection that the server closed just as we chose it: it never saw the request. Each
-                # such failure takes one connection from the pool, so this ends.
-                if not told.reused:
+                await answer.head()
+            except Unanswered:
+                # A kept connection that the server closed just as we chose it: it never saw the request. Each such
+                # failure takes one connection from the pool, so this ends.
+                if kept is None:
                     raise
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=httpx2.create_ssl_context()),
-                trace_configs=[_tells_reuse()],
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # No other time-out: how long a model may think is the turn engine's to say.
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            )
-        return self._session
-
-    def _proxy(self, url: URL) -> str | None:
-        """HTTPS_PROXY and its siblings, looked up once per host; loopback is never behind a proxy."""
-        host = url.host or ""
-        if host not in self._proxies:
-            direct = host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host)
-            found = urllib.request.getproxies()
-            self._proxies[host] = None if direct else found.get(url.scheme) or found.get("all")
-        return self._proxies[host]
+            except BaseException:
+                answer.close()
+                raise
+            else:
+                return answer
 
     async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._connections is not None:
+            self._connections.close()
 
 
-@contextlib.contextmanager
-def noticing_loss(response: aiohttp.ClientResponse) -> Iterator[None]:
-    """Within it a read of the body fails when the connection is gone.
-
-    aiohttp 3.14 closes the connection on garbage between the chunks of a body but does not tell the reader of that
-    body, who would wait forever.
-    """
-
-    def lost(_closed: object = None) -> None:
-        if not response.content.is_eof() and response.content.exception() is None:
-            response.content.set_exception(aiohttp.ClientPayloadError("the connection was lost"))
-
-    protocol = response.connection.protocol if response.connection is not None else None
-    if protocol is None:
-        # The body is here to its end already.
-        yield
-        return
-    closed = protocol.closed
-    if closed is None:
-        lost()
-        yield
-        return
-    # The connection outlives this answer: one `_retrieve` stays, so that its later failure is no unread exception.
-    closed.remove_done_callback(_retrieve)
-    closed.add_done_callback(_retrieve)
-    closed.add_done_callback(lost)
-    try:
-        yield
-    finally:
-        closed.remove_done_callback(lost)
+def _head(request: httpx2.Request, origin: Origin) -> bytes:
+    target = request.url.raw_path
+    headers = list(request.headers.raw)
+    if origin.proxy is not None and origin.scheme == "http":
+        target = b"http://" + request.url.netloc + target
+        if origin.proxy.authorization:
+            headers.append((b"Proxy-Authorization", origin.proxy.authorization))
+    lines = b"".join([b"%s: %s\r\n" % header for header in headers])
+    return b"%s %s HTTP/1.1\r\n%s\r\n" % (request.method.encode("ascii"), target, lines)
 
 
-def _retrieve(closed: asyncio.Future[None]) -> None:
-    if not closed.cancelled():
-        closed.exception()
-
-
-async def drain(response: aiohttp.ClientResponse, linger_s: float) -> None:
-    """Waits up to `linger_s` for the end of an answer of which everything is known, so that its connection can be
-    used again: the last bytes of a chunked body often come in a read of their own."""
-    try:
-        async with asyncio.timeout(linger_s):
-            while await response.content.readany():
-                pass
-    except BROKEN:  # TimeoutError is an OSError
-        pass
+def _retrieve(looking: asyncio.Task[list[Any]]) -> None:
+    """If all who waited are gone, nobody else hears of its exception."""
+    if not looking.cancelled():
+        looking.exception()

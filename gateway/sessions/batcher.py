@@ -2,15 +2,25 @@
 
 The first piece of a generation goes out at once, and what is held goes out when it has grown to `max_chars`, when
 its oldest character is `max_s` old (a timer's job: see `due_at`), and before any other frame.
+
+What isn't read yet costs nothing. So the batcher also tells when reading again is worth while: when `max_chars`
+should be there at the pace of the text so far, and `max_s` after the last read at the latest. What such a late read
+brings has waited already, and goes out at once.
 """
 
 from __future__ import annotations
 
+KEPT = 0.75
+"""What of the past counts beside each new read in the measured pace."""
+LATE_S = 0.002
+"""Text that may have waited for so long before it was read comes from a late read."""
+
 
 class Batcher:
-    """`add` returns the text to send now, or an empty string."""
+    """`add` what was read, then `take` what is to be sent now."""
 
-    __slots__ = ("_held", "_held_chars", "_max_chars", "_max_s", "_started", "due_at")
+    __slots__ = ("_chars", "_held", "_held_chars", "_late", "_max_chars", "_max_s", "_read_at", "_seconds", "_started",
+                 "due_at")  # fmt: skip
 
     def __init__(self, max_chars: int, max_s: float) -> None:
         self._max_chars = max_chars
@@ -18,25 +28,43 @@ class Batcher:
         self._held: list[str] = []
         self._held_chars = 0
         self._started = False
+        self._late = False
+        self._read_at = 0.0
+        self._chars, self._seconds = 0.0, 0.0
         self.due_at: float | None = None
         """When the held text has to go out, on the clock of `now`; None when nothing is held."""
 
-    def add(self, text: str, now: float) -> str:
-        if not self._started:
-            self._started = True
-            return text
-        self._held.append(text)
-        self._held_chars += len(text)
-        if self._held_chars >= self._max_chars:
-            return self.flush()
+    def add(self, pieces: list[str], since: float, now: float) -> None:
+        """Text that was read `now` and may have waited to be read from `since` on."""
+        chars = sum(map(len, pieces))
+        if self._started:
+            self._chars = KEPT * self._chars + chars
+            self._seconds = KEPT * self._seconds + now - self._read_at
+        self._read_at = now
+        self._held += pieces
+        self._held_chars += chars
+        self._late = now - since >= LATE_S
         if self.due_at is None:
             self.due_at = now + self._max_s
-        return ""
+
+    def take(self) -> str:
+        """What goes out now: all that is held, or nothing yet."""
+        if self._started and self._held_chars < self._max_chars and not self._late:
+            return ""
+        self._started = True
+        return self.flush()
 
     def flush(self) -> str:
         """All that is held."""
         if not self._held:
             return ""
-        text, self._held = "".join(self._held), []
-        self._held_chars, self.due_at = 0, None
+        text = self._held[0] if len(self._held) == 1 else "".join(self._held)
+        self._held = []
+        self._held_chars, self.due_at, self._late = 0, None, False
         return text
+
+    def unread_s(self) -> float:
+        """For how long nothing need be read, from the last read on."""
+        if not self._chars:
+            return 0.0
+        return min(self._max_s, self._seconds / self._chars * (self._max_chars - self._held_chars))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,24 +67,28 @@ class Generation:
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
+        self._deadline = asyncio.timeout(None)
+        self._rearm_at = 0.0
         chars, held_s = engine.log_settings.batch_chars, engine.log_settings.batch_ms / 1000
         self._batcher = Batcher(chars, held_s) if chars and held_s else None
-        self._batch_since = 0.0
+        self._held_since = 0.0
         self._flush_timer: asyncio.TimerHandle | None = None
 
     async def run(self, request: ModelRequest) -> None:
         """Returns when the model has finished. Raises `Refusal`, and `LogUnavailable` when the conversation isn't
         ours any more. Cancelling it closes the upstream request."""
         last_problem: ModelError | None = None
+        model, settings = self._engine.model, self._engine.model_settings
+        self._deadline = asyncio.timeout(settings.first_token_timeout_s)
         try:
-            async with asyncio.timeout(self._engine.model_settings.first_token_timeout_s) as deadline:
+            async with self._deadline:
                 for attempt in range(1, ATTEMPTS + 1):
                     try:
-                        await self._stream(request, deadline)
+                        await model.answer(request, self)
                         break
                     except ModelError as problem:
                         last_problem = problem
-                        await self._before_retry(problem, attempt, deadline)
+                        await self._before_retry(problem, attempt)
         except TimeoutError:
             raise self._timed_out(last_problem) from None
         finally:
@@ -94,34 +98,14 @@ class Generation:
 
     # ------------------------------------------------------------ asking
 
-    async def _stream(self, request: ModelRequest, deadline: asyncio.Timeout) -> None:
-        token_timeout_s = self._engine.model_settings.token_timeout_s
-        owner, feed, rearm_at = self._owner, self._owner.feed, 0.0
-        async with aclosing(self._engine.model.stream(request)) as stream:
-            async for events in stream:
-                now = self._loop.time()
-                if owner.state is State.REQUESTED and _is_output(events):
-                    self._engine.metrics.first_token(now - self._started_at)
-                    owner.move(Event.OUTPUT)
-                self._take(events, now)
-                if now >= rearm_at and owner.state is State.STREAMING:
-                    # Re-arming at every read would cost more than the read: an eighth of slack saves it.
-                    deadline.reschedule(now + 1.125 * token_timeout_s)
-                    rearm_at = now + 0.125 * token_timeout_s
-                if not feed.has_room:
-                    deadline.reschedule(None)
-                    await feed.when_room()
-                    rearm_at = 0.0
-                    deadline.reschedule(self._loop.time() + token_timeout_s)
-
-    async def _before_retry(self, problem: ModelError, attempt: int, deadline: asyncio.Timeout) -> None:
+    async def _before_retry(self, problem: ModelError, attempt: int) -> None:
         """Waits, with full jitter, before the next attempt; raises `problem` when there should be none."""
         if self._owner.state is not State.REQUESTED or not problem.transient or attempt == ATTEMPTS:
             raise problem
         delay_s = random.uniform(0, RETRY_BASE_S * 2**attempt)
         if problem.retry_after_s is not None:
             delay_s = max(delay_s, problem.retry_after_s)
-        if (until := deadline.when()) is not None and self._loop.time() + delay_s >= until:
+        if (until := self._deadline.when()) is not None and self._loop.time() + delay_s >= until:
             raise problem
         log_lines.info("model call failed, trying again", code=problem.code.name, attempt=attempt, delay_s=delay_s)
         self._owner.move(Event.RETRY)
@@ -138,19 +122,53 @@ class Generation:
         text = f"The model sent no first token within {settings.first_token_timeout_s:g} s."
         return Refusal(ErrorCode.UPSTREAM_TIMEOUT, text)
 
-    # ------------------------------------------------------------ what the stream brings
+    # ------------------------------------------------------------ what the model says (`models.model.Sink`)
 
-    def _take(self, events: list[ModelEvent], now: float) -> None:
-        pieces: list[str] = []
-        batcher = self._batcher
+    def take(self, events: list[ModelEvent], since: float) -> float:
+        """One read, made into entries at once, or held by the batcher."""
+        owner, now = self._owner, self._loop.time()
+        state = owner.state
+        if state.over:  # stopped in this turn of the loop; the model will hear of it in the next
+            return math.inf
+        pieces = [event for event in events if type(event) is str]
+        if len(pieces) != len(events):
+            self._note(events)
+        if state is State.REQUESTED and (pieces or self.calls is not None):
+            self._engine.metrics.first_token(now - self._started_at)
+            owner.move(Event.OUTPUT)
+        if pieces:
+            self.tokens += len(pieces)
+            if self._batcher is None:
+                self._emit(pieces)
+                self._engine.metrics.tokens(len(pieces), now - since)
+            else:
+                self._batch(self._batcher, pieces, since, now)
+        if now >= self._rearm_at and owner.state is State.STREAMING:
+            # Re-arming at every read would cost more than the read: an eighth of slack saves it.
+            timeout_s = self._engine.model_settings.token_timeout_s
+            self._rearm(now + 1.125 * timeout_s)
+            self._rearm_at = now + 0.125 * timeout_s
+        if not owner.feed.has_room:
+            return math.inf
+        return self._batcher.unread_s() if self._batcher is not None and pieces else 0.0
+
+    async def room(self) -> None:
+        """While the log can't be written it is no fault of the model that it isn't heard."""
+        if self._owner.state.over:
+            await asyncio.Event().wait()  # until the cancellation is here
+        self._rearm(None)
+        await self._owner.feed.when_room()
+        self._rearm(self._loop.time() + self._engine.model_settings.token_timeout_s)
+        self._rearm_at = 0.0
+
+    def _rearm(self, when: float | None) -> None:
+        if not self._deadline.expired():
+            self._deadline.reschedule(when)
+
+    def _note(self, events: list[ModelEvent]) -> None:
+        """What isn't text."""
         for event in events:
-            if type(event) is str:
-                self.tokens += 1
-                if batcher is None:
-                    pieces.append(event)
-                elif text := batcher.add(event, now):
-                    pieces.append(text)
-            elif isinstance(event, CallFragment):
+            if isinstance(event, CallFragment):
                 if self.calls is None:
                     self.calls = CallAssembler()
                 self.calls.add(event)
@@ -158,14 +176,19 @@ class Generation:
                 self.reason = event.reason
             elif isinstance(event, Usage):
                 self.usage = event
-        if pieces:
-            self._emit(pieces)
-            self._engine.metrics.tokens(len(pieces), now - self._batch_since if self._batch_since else 0.0)
-            self._batch_since = 0.0
-        if batcher is not None and batcher.due_at is not None:
-            self._batch_since = self._batch_since or now
-            if self._flush_timer is None:
-                self._flush_timer = self._loop.call_at(batcher.due_at, self._flush_due)
+
+    def _batch(self, batcher: Batcher, pieces: list[str], since: float, now: float) -> None:
+        batcher.add(pieces, since, now)
+        self._held_since = self._held_since or since
+        if text := batcher.take():
+            self._send(text, now)
+        elif self._flush_timer is None and batcher.due_at is not None:
+            self._flush_timer = self._loop.call_at(batcher.due_at, self._flush_due)
+
+    def _send(self, text: str, now: float) -> None:
+        self._emit([text])
+        self._engine.metrics.tokens(1, now - self._held_since)
+        self._held_since = 0.0
 
     def _flush_due(self) -> None:
         self._flush_timer = None
@@ -180,15 +203,9 @@ class Generation:
     def flush(self) -> None:
         """Sends what the batcher holds."""
         if self._batcher is not None and (text := self._batcher.flush()):
-            self._emit([text])
-            self._engine.metrics.tokens(1, self._loop.time() - self._batch_since)
-            self._batch_since = 0.0
+            self._send(text, self._loop.time())
 
     def _cancel_timer(self) -> None:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-
-
-def _is_output(events: list[ModelEvent]) -> bool:
-    return any(isinstance(event, (str, CallFragment)) for event in events)

@@ -18,7 +18,7 @@ from gateway.context.summary import INSTRUCTIONS
 from gateway.context.window import REPLY_PRIMING, answer_reserve, tool_framing, tool_texts
 from gateway.logs.memory import MemoryLog
 from gateway.logs.sqlite import SqliteLog
-from gateway.models.model import Event, ModelError, ModelRequest
+from gateway.models.model import Event, ModelError, ModelRequest, Sink, pour
 from gateway.settings import Upstream
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import UNSET, Context, Done, Error, FunctionCall, FunctionSpec, Tool
@@ -46,6 +46,9 @@ class Chat:
         self.summarize = summarize
         self.asked: list[ModelRequest] = []
         self.summaries: list[ModelRequest] = []
+
+    async def answer(self, request: ModelRequest, sink: Sink) -> None:
+        await pour(self.stream(request), sink)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         await asyncio.sleep(0)

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import trustme
 from llmock.pytest_plugin import LLMock
-from yarl import URL
 
 from gateway.models.model import CallFragment, Event, Finish, ModelError, ModelRequest
 from gateway.models.openai_compatible import OpenAICompatible
-from gateway.models.transport import Transport
 from protocol.codes import ErrorCode
 from protocol.frames import FunctionSpec, Tool, Usage
 from tests.models.fault_server import HEAD, Exchange, Upstream
@@ -31,15 +29,37 @@ def request(content: str = "Hello", **fields: Any) -> ModelRequest:
     return ModelRequest(messages=[{"role": "user", "content": content}], model="gpt-4o-mini", **fields)
 
 
+class Taken:
+    """A `Sink` that remembers. `first` is set by the first events."""
+
+    def __init__(self, hold_s: float = 0.0) -> None:
+        self.events: list[Event] = []
+        self.reads: list[list[Event]] = []
+        self.since: list[float] = []
+        self.first = asyncio.Event()
+        self.hold_s = hold_s
+        self.more_room = asyncio.Event()
+
+    def take(self, events: list[Event], since: float) -> float:
+        assert events
+        self.events += events
+        self.reads.append(events)
+        self.since.append(since)
+        self.first.set()
+        return self.hold_s
+
+    async def room(self) -> None:
+        self.hold_s = 0.0
+        await self.more_room.wait()
+
+
 async def collect(model: OpenAICompatible, asked: ModelRequest) -> tuple[list[Event], ModelError | None]:
-    events: list[Event] = []
+    taken = Taken()
     try:
-        async for batch in model.stream(asked):
-            assert batch
-            events += batch
+        await model.answer(asked, taken)
     except ModelError as error:
-        return events, error
-    return events, None
+        return taken.events, error
+    return taken.events, None
 
 
 def text(events: list[Event]) -> str:
@@ -302,22 +322,6 @@ async def test_a_certificate_that_nobody_vouches_for(model_at: Make) -> None:
     assert "TLS certificate" in error.message
 
 
-@pytest.mark.parametrize(
-    ("url", "proxy"),
-    [
-        ("https://api.openai.com/v1", "http://user:pw@proxy:3128"),
-        ("http://llm.internal/v1", None),
-        ("http://elsewhere/v1", "http://plain:8000"),
-        ("https://localhost/v1", None),
-        ("https://127.0.0.1/v1", None),
-    ],
-)
-def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None) -> None:
-    for name, value in (("https", "http://user:pw@proxy:3128"), ("http", "http://plain:8000"), ("no", "llm.internal")):
-        monkeypatch.setenv(f"{name}_proxy", value)
-    assert Transport()._proxy(URL(url)) == proxy
-
-
 # ---------------------------------------------------------------- faults
 
 
@@ -380,11 +384,13 @@ async def test_broken_in_the_middle(upstream: Upstream, model_at: Make, breaking
         breaking(exchange)
 
     upstream.play = play
-    stream = model_at(upstream.base_url).stream(request())
-    assert await anext(stream) == ["a"]
+    taken = Taken()
+    answer = asyncio.create_task(model_at(upstream.base_url).answer(request(), taken))
+    await taken.first.wait()
     seen.set()
     with pytest.raises(ModelError, match="broke in the middle") as caught:
-        await anext(stream)
+        await answer
+    assert taken.events == ["a"]
     assert (caught.value.code, caught.value.transient) == (ErrorCode.STREAM_ERROR, True)
 
 
@@ -452,29 +458,13 @@ async def test_cancel_mid_stream(upstream: Upstream, model_at: Make) -> None:
         exchange.events(A)
 
     upstream.play = play
-    seen: asyncio.Queue[list[Event]] = asyncio.Queue()
-
-    async def reader() -> None:
-        async for batch in model_at(upstream.base_url).stream(request()):
-            seen.put_nowait(batch)
-
-    task = asyncio.create_task(reader())
-    assert await seen.get() == ["a"]
+    taken = Taken()
+    task = asyncio.create_task(model_at(upstream.base_url).answer(request(), taken))
+    await taken.first.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(upstream.hung_up.wait(), 1)
-
-
-async def test_close_mid_stream(upstream: Upstream, model_at: Make) -> None:
-    def play(exchange: Exchange) -> None:
-        exchange.write(HEAD)
-        exchange.events(A)
-
-    upstream.play = play
-    stream = model_at(upstream.base_url).stream(request())
-    assert await anext(stream) == ["a"]
-    await stream.aclose()
+    assert taken.events == ["a"]
     await asyncio.wait_for(upstream.hung_up.wait(), 1)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.logs.memory import MemoryLog
-from gateway.models.model import CallFragment, Event, Finish, ModelError, ModelRequest
+from gateway.models.model import CallFragment, Event, Finish, ModelError, ModelRequest, Sink, pour
 from gateway.sessions.session import Session
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import Fold
@@ -193,6 +193,9 @@ class RandomModel:
 
     def __init__(self, plan: list[Any]) -> None:
         self.plan, self.asked, self.over = plan, 0, False
+
+    async def answer(self, request: ModelRequest, sink: Sink) -> None:
+        await pour(self.stream(request), sink)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         kind, what = ("text", ["end"]) if self.over else self.plan[self.asked % len(self.plan)]

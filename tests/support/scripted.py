@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.models.model import CallFragment, Event, Finish, ModelRequest
+from gateway.models.model import CallFragment, Event, Finish, ModelRequest, Sink, pour
 from protocol.frames import Usage
 
 Step = list[Event] | BaseException | asyncio.Event
@@ -35,6 +35,9 @@ class ScriptedModel:
         self.closed = 0
         """Model calls that were ended before their script was."""
         self.open = 0
+
+    async def answer(self, request: ModelRequest, sink: Sink) -> None:
+        await pour(self.stream(request), sink)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
         script = self.scripts[min(len(self.requests), len(self.scripts) - 1)]
