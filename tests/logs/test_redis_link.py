@@ -116,9 +116,7 @@ async def test_a_connection_that_the_server_closed_is_replaced(link: RedisLink) 
     assert await link.call(command(1, "CLIENT", "ID")) != mine
 
 
-@pytest.mark.parametrize(
-    "failure", [RuntimeError("the handler is closed"), KeyError("bug")]
-)
+@pytest.mark.parametrize("failure", [RuntimeError("the handler is closed"), KeyError("bug")])
 async def test_whatever_goes_wrong_nobody_waits_for_ever(failure: Exception, link: RedisLink) -> None:
     """uvloop raises `RuntimeError` where a transport was closed and nobody has seen it yet."""
     await link.call(echo(link, 1))
