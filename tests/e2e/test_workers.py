@@ -15,13 +15,12 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.process import ROOT, GatewayProcess
-from tests.support.wire import is_token, wire
+from tests.support.process import GatewayProcess
+from tests.support.valkey import Valkey, free_port
+from tests.support.wire import is_end, is_logged, is_token, kinds, text, wire
 
 
 class Workers(GatewayProcess):
-    command = (str(ROOT / "tests" / "support" / "supervise.py"),)
-
     @property
     def pids(self) -> dict[int, int]:
         """Of the workers, as the operating system knows them: number to process id."""
@@ -43,8 +42,8 @@ class Workers(GatewayProcess):
 
 
 @pytest.fixture
-async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
-    started = Workers(tmp_path, drain_s=20)
+async def workers(tmp_path: Path, redis_server: Valkey) -> AsyncIterator[Workers]:
+    started = Workers(tmp_path, drain_s=20, workers=2, log_url=f"{redis_server.url}?prefix={tmp_path.name}")
     try:
         await asyncio.to_thread(started.start)
         yield started
@@ -165,10 +164,33 @@ async def test_nothing_outlives_the_supervisor(workers: Workers) -> None:
     assert "Traceback" not in workers.log_lines
 
 
+async def test_a_turn_outlives_its_worker(workers: Workers, http: aiohttp.ClientSession) -> None:
+    async with wire(workers.chat) as client:
+        asked = await client.ask("chat_message", conversation_id="c", message="/long 60", message_id="m")
+        await client.until(is_token)
+        owner = next(number for number, count in (await running(http)).items() if count)
+        os.kill(workers.pids[owner], signal.SIGKILL)
+        await client.closed()
+    async with wire(workers.chat) as client:
+        await client.ask("subscribe", conversation_id="c", after=0)
+        frames = [frame for frame in await client.until(is_end) if is_logged(frame)]
+    assert kinds(frames) == ["message", "token", "restart", "token", "done"]
+    assert frames[-1]["turn_id"] == asked["turn_id"]
+    assert frames[-1]["text_length"] == len(text(frames))
+    workers.terminate()
+    await asyncio.to_thread(workers.check_end)
+
+
+async def running(http: aiohttp.ClientSession) -> dict[int, float]:
+    """Turns of each worker."""
+    seen = await scrape(http)
+    return {number: seen["convobase_streams_running", str(number)] for number in (1, 2)}
+
+
 async def test_a_start_that_fails(tmp_path: Path) -> None:
-    workers = Workers(tmp_path, log_url="sqlite:/nonexistent/folder/x.db")
+    workers = Workers(tmp_path, workers=2, log_url=f"redis://127.0.0.1:{free_port()}")
     with pytest.raises(AssertionError) as caught:
         await asyncio.to_thread(workers.start)
-    assert str(caught.value).count("convobase: ") == 1
+    assert str(caught.value).count("convobase: Redis at 127.0.0.1") == 1
     assert "Traceback" not in workers.log_lines
-    assert workers.wait() == 1
+    assert workers.wait() == 2

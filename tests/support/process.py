@@ -26,8 +26,6 @@ class GatewayProcess:
     """`settings` are those of the contract, in lower case and without the prefix. `folder` takes its log lines, and is
     its working directory. The port is found in its "ready" line."""
 
-    command = ("-m", "gateway.cli", "serve", "--port", "0")
-
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
         self.port = 0
@@ -60,7 +58,7 @@ class GatewayProcess:
         self._starts += 1
         with self._log_path.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *self.command],
+                [sys.executable, "-m", "gateway.cli", "serve", "--port", "0"],
                 cwd=self.folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
