@@ -31,6 +31,9 @@ class Verdict(IntEnum):
     """Refused, but it may be there already: its entries have to be compared."""
 
 
+_VERDICTS = list(Verdict)
+
+
 class Place(NamedTuple):
     """Where a conversation is."""
 
@@ -39,35 +42,33 @@ class Place(NamedTuple):
     member: bytes
     log: bytes
     meta: bytes
-    channel: bytes
 
 
-class Staged(NamedTuple):
-    """One append of a batch, ready to be sent."""
-
-    number: int
-    """In the batch."""
-    append: Append
-    place: Place
-    payload: bytes
-    after: str
-    id: str
-
-
-class _Group:
+class Group:
     """What goes into one call."""
+
+    __slots__ = ("args", "keys", "numbers", "script", "size_bytes", "slot")
 
     def __init__(self, slot: int, script: Script, args: list[Part]) -> None:
         self.slot = slot
         self.script = script
         self.keys: list[bytes] = []
         self.args = args
-        self.staged: list[Staged] = []
+        self.numbers: list[int] = []
+        """Of the appends in their batch."""
         self.size_bytes = 0
 
-    def has_room_for(self, staged: Staged) -> bool:
-        fits = self.size_bytes + len(staged.payload) <= CALL_BYTES and len(self.staged) < CALL_APPENDS
-        return fits or not self.staged
+    def takes(self, number: int, size_bytes: int) -> bool:
+        """Makes room for an append of that size, if there is any."""
+        if self.numbers and (self.size_bytes + size_bytes > CALL_BYTES or len(self.numbers) == CALL_APPENDS):
+            return False
+        self.numbers.append(number)
+        self.size_bytes += size_bytes
+        return True
+
+    @property
+    def call(self) -> Call:
+        return Call(self.slot, self.script, self.keys, self.args)
 
 
 class Stager:
@@ -89,7 +90,6 @@ class Stager:
             name,
             names.log(number, name),
             names.meta(number, name),
-            names.channel(number, name),
         )
 
     def keys(self, place: Place) -> tuple[bytes, bytes, bytes, bytes, bytes]:
@@ -97,74 +97,58 @@ class Stager:
         number, names = place.partition, self._names
         return place.log, place.meta, names.open(number), names.owners(number), names.aged(number)
 
-    def stage(self, batch: Sequence[Append]) -> list[Staged]:
-        staged = []
-        for number, append in enumerate(batch):
-            seq, epoch = append.after
-            last = append.entries[-1]
-            after, place = f"{epoch if seq else 0}-{seq}", self.place(append.key)
+    def groups(self, batch: Sequence[Append], numbers: Iterable[int], *, whole: bool) -> list[Group]:
+        """The calls to make for these appends of the batch. `whole`: by the script that knows all rules, also for
+        tokens; then they are in the order of `numbers`, for each slot."""
+        groups: list[Group] = []
+        hot: dict[int, Group] = {}
+        others: dict[int, Group] = {}
+        for number in numbers:
+            append = batch[number]
+            place = self.place(append.key)
             payload = redis_published.encode(append)
-            staged.append(Staged(number, append, place, payload, after, f"{last.epoch}-{last.seq}"))
-        return staged
-
-    def groups(self, staged: Iterable[Staged], *, whole: bool) -> list[_Group]:
-        """The calls to make, in order. `whole`: by the script that knows all rules, also for tokens."""
-        groups: list[_Group] = []
-        filling: dict[tuple[Script, int], _Group] = {}
-        for one in staged:
-            script = APPEND if whole or not _goes_on(one.append) else TOKENS
-            # On one server the slots don't matter.
-            at = script, one.place.slot if self._clustered else 0
-            group = filling.get(at)
-            if group is None or not group.has_room_for(one):
-                group = filling[at] = _Group(one.place.slot, script, self._arguments(script))
+            slot = place.slot if self._clustered else 0  # on one server the slots don't matter
+            goes_on = not whole and _goes_on(append)
+            filling = hot if goes_on else others
+            group = filling.get(slot)
+            if group is None or not group.takes(number, len(payload)):
+                group = filling[slot] = self._group(place.slot, TOKENS if goes_on else APPEND)
+                group.takes(number, len(payload))
                 groups.append(group)
-            if script is TOKENS:
-                self._add_tokens(group, one)
+            if goes_on:
+                seq, epoch = append.after
+                group.keys += (place.log, place.meta)
+                group.args += (f"{epoch}-{seq}", f"{epoch}-{append.entries[-1].seq}", payload)
             else:
-                self._add(group, one)
+                self._add(group, append, place, payload)
         return groups
 
-    def _arguments(self, script: Script) -> list[Part]:
-        return [f" {self._node_id}+"] if script is TOKENS else [self._node_id]
+    def _group(self, slot: int, script: Script) -> Group:
+        return Group(slot, script, [f" {self._node_id}+"] if script is TOKENS else [self._node_id])
 
-    def _add_tokens(self, group: _Group, staged: Staged) -> None:
-        place = staged.place
-        group.keys += (place.log, place.meta)
-        group.args += (staged.after, staged.id, staged.payload, place.channel)
-        group.staged.append(staged)
-        group.size_bytes += len(staged.payload)
-
-    def _add(self, group: _Group, staged: Staged) -> None:
-        place = staged.place
-        opened, ended = turns_of(staged.append.entries)
-        metadata = staged.append.entries[-1].metadata
+    def _add(self, group: Group, append: Append, place: Place, payload: bytes) -> None:
+        seq, epoch = append.after
+        last = append.entries[-1]
+        opened, ended = turns_of(append.entries)
         group.keys += self.keys(place)
-        group.args += (staged.after, staged.id, staged.payload, place.channel, place.member)
-        group.args += (0 if metadata is None else metadata.timestamp, len(opened), len(ended))
+        group.args += (f"{epoch if seq else 0}-{seq}", f"{last.epoch}-{last.seq}", payload, place.member)
+        group.args += (0 if last.metadata is None else last.metadata.timestamp, len(opened), len(ended))
         for turn in opened.items():
             group.args += turn
         group.args += ended
-        group.staged.append(staged)
-        group.size_bytes += len(staged.payload)
 
 
-def calls_of(groups: Iterable[_Group]) -> list[Call]:
-    return [Call(group.slot, group.script, group.keys, group.args) for group in groups]
-
-
-def verdicts_of(groups: Sequence[_Group], replies: Sequence[Reply]) -> dict[int, Verdict | None]:
-    """By number in the batch. None: `APPEND` has to look at it."""
-    verdicts: dict[int, Verdict | None] = {}
+def settle(groups: Sequence[Group], replies: Sequence[Reply], verdicts: list[Verdict | None]) -> None:
+    """Puts what the scripts said into `verdicts`, by number in the batch. It stays None where `APPEND` has to look."""
     for group, reply in zip(groups, replies, strict=True):
         if group.script is TOKENS:
             others = set(reply)
-            for at, staged in enumerate(group.staged):
-                verdicts[staged.number] = None if at in others else Verdict.WRITTEN
+            for at, number in enumerate(group.numbers):
+                if at not in others:
+                    verdicts[number] = Verdict.WRITTEN
         else:
-            for staged, verdict in zip(group.staged, reply, strict=True):
-                verdicts[staged.number] = Verdict(verdict)
-    return verdicts
+            for number, verdict in zip(group.numbers, reply, strict=True):
+                verdicts[number] = _VERDICTS[verdict]
 
 
 def _goes_on(append: Append) -> bool:

@@ -46,16 +46,12 @@ class Names:
         self._prefix = prefix
 
     def log(self, partition: int, member: bytes) -> bytes:
-        """The stream of a conversation's segments."""
+        """The stream of a conversation's segments; and the sharded channel on which they are published."""
         return self._tagged[partition] + b"log:" + member
 
     def meta(self, partition: int, member: bytes) -> bytes:
         """The hash of what else is known of it."""
         return self._tagged[partition] + b"meta:" + member
-
-    def channel(self, partition: int, member: bytes) -> bytes:
-        """The sharded channel on which its appends are published."""
-        return self._tagged[partition] + b"c:" + member
 
     def open(self, partition: int) -> bytes:
         """The hash of the partition's conversations with open turns, and whose they are."""

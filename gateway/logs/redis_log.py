@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.logs import fencing, redis_published, segment
 from gateway.logs.log import Append, Claim, Head, Key, LogUnavailable, new_node_id
-from gateway.logs.redis_appends import Staged, Stager, Verdict, calls_of, verdicts_of
+from gateway.logs.redis_appends import Group, Stager, Verdict, settle
 from gateway.logs.redis_errors import Refused
 from gateway.logs.redis_keys import PARTITIONS, key_of, slot_of
 from gateway.logs.redis_lane import Part
@@ -131,22 +131,24 @@ class RedisLog:
         if not batch:
             return []
         async with self._committing:  # one after the other, also when a slot of a cluster moves in between
-            verdicts = await self._append(stager, stager.stage(batch))
-        return [await self._is_in_log(append, verdicts[number]) for number, append in enumerate(batch)]
+            verdicts = await self._append(stager, batch)
+        if verdicts.count(Verdict.WRITTEN) == len(batch):
+            return [True] * len(batch)
+        return [await self._is_in_log(*each) for each in zip(batch, verdicts, strict=True)]
 
-    async def _append(self, stager: Stager, staged: Sequence[Staged]) -> dict[int, Verdict | None]:
+    async def _append(self, stager: Stager, batch: Sequence[Append]) -> list[Verdict | None]:
+        verdicts: list[Verdict | None] = [None] * len(batch)
         # Appends to one conversation have to be made in order, and calls of two scripts are not.
-        whole = len({one.append.key for one in staged}) < len(staged)
-        verdicts = await self._call(stager, staged, whole=whole)
-        others = [one for one in staged if verdicts[one.number] is None]
-        if others:
-            verdicts |= await self._call(stager, others, whole=True)
+        whole = len({append.key for append in batch}) < len(batch)
+        await self._call(stager.groups(batch, range(len(batch)), whole=whole), verdicts)
+        if None in verdicts:
+            others = [number for number, verdict in enumerate(verdicts) if verdict is None]
+            await self._call(stager.groups(batch, others, whole=True), verdicts)
         return verdicts
 
-    async def _call(self, stager: Stager, staged: Sequence[Staged], *, whole: bool) -> dict[int, Verdict | None]:
-        groups = stager.groups(staged, whole=whole)
+    async def _call(self, groups: Sequence[Group], verdicts: list[Verdict | None]) -> None:
         try:
-            return verdicts_of(groups, await self.link.call_all(calls_of(groups)))
+            settle(groups, await self.link.call_all([group.call for group in groups]), verdicts)
         except Refused as problem:
             # Trying again won't help. The caller finds out which append it is.
             raise RuntimeError(str(problem)) from None
@@ -216,7 +218,7 @@ class RedisLog:
                 place.slot,
                 ERASE,
                 stager.keys(place),
-                [before_ms, self._tombstone_ms, redis_published.ERASED, others, place.member, place.channel],
+                [before_ms, self._tombstone_ms, redis_published.ERASED, others, place.member],
             )
             for place in places
         ]

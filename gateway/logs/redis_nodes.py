@@ -109,7 +109,7 @@ class RedisNodes:
     def _channel_of_conversation(self, key: Key) -> tuple[bytes, int]:
         name = member(key)
         number = partition(name)
-        return self._link.names.channel(number, name), slot_of(number)
+        return self._link.names.log(number, name), slot_of(number)
 
     # ------------------------------------------------------------ who is there
 

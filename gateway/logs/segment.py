@@ -27,6 +27,7 @@ LEAST_BYTES = 8
 """What the shortest token counts in `content_bytes`, so that a limit in bytes is a limit in entries, too."""
 
 _TokenRun: TypeAlias = tuple[str, list[int], list[str]]
+_HEAD = bytes((VERSION,))
 _Row: TypeAlias = _TokenRun | bytes | Entry
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[list[_Row]] = msgspec.msgpack.Decoder(list[_Row])
@@ -43,7 +44,7 @@ def encode(entries: Sequence[Entry]) -> bytes:
     except (OverflowError, UnicodeEncodeError):
         # A whole number over 64 bits or half a surrogate pair, somewhere in arguments or results: legal in JSON.
         packed = _encoder.encode([_as_any(entry) for entry in entries])
-    return bytes((VERSION,)) + packed
+    return _HEAD + packed
 
 
 def _rows(entries: Sequence[Entry]) -> list[Any]:

@@ -323,7 +323,7 @@ async def test_what_is_stored_of_an_append_is_what_is_published(a: RedisLog) -> 
     place = a._opened().place(C)
     connection = await a.link.server(place.slot).connect()
     try:
-        await connection.send_command("SSUBSCRIBE", place.channel)
+        await connection.send_command("SSUBSCRIBE", place.log)
         await connection.read_response()
         await a.claim(C)
         appends = [

@@ -98,7 +98,7 @@ async def test_what_is_no_longer_followed_ends_within_a_second_and_whoever_retur
     async with node(url, "a") as nodes:
         follows, again = Follows(), Follows()
         name = member(key())
-        channel = nodes._link.names.channel(partition(name), name)
+        channel = nodes._link.names.log(partition(name), name)
 
         def readers() -> int:
             return sum(server.ask("PUBSUB", "SHARDNUMSUB", channel)[1] for server in servers_of(request))
@@ -463,7 +463,7 @@ async def test_followers_and_nodes_outlive_a_failover_asked_for_and_the_death_of
         follows = Follows()
         await a.follow(one, follows)
         name = member(one)
-        channel = a._link.names.channel(partition(name), name)
+        channel = a._link.names.log(partition(name), name)
         replica.ask("CLUSTER", "FAILOVER")
         await eventually(lambda: replica.ask("PUBSUB", "SHARDNUMSUB", channel)[1] == 1 and follows.misses)
         await publish(b._link, one, append(one, 1))

@@ -52,7 +52,7 @@ async def publish(link: RedisLink, key: Key, *payloads: bytes) -> list[int]:
     """Publishes on a conversation's channel; tells the number of each since the first."""
     name = member(key)
     number = partition(name)
-    keys = [link.names.tagged(str(number), f"count:{key.conversation_id}"), link.names.channel(number, name)]
+    keys = [link.names.tagged(str(number), f"count:{key.conversation_id}"), link.names.log(number, name)]
     return await link.call_all([Call(slot_of(number), _PUBLISH, keys, [payload]) for payload in payloads])
 
 

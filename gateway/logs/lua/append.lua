@@ -1,8 +1,8 @@
 #!lua
 -- Appends whatever it is (the rules are those of fencing.py).
--- KEYS: of each append its log, meta, open, owners, aged. ARGV: this node; then of each: the id it follows, its id, payload,
--- channel, member, time of its last entry (ms), how many turns it opens and ends, those that it opens with their seq,
--- those that it ends.
+-- KEYS: of each append its log (and channel), meta, open, owners, aged. ARGV: this node; then of each: the id it
+-- follows, its id, payload, member, time of its last entry (ms), how many turns it opens and ends, those that it opens
+-- with their seq, those that it ends.
 -- Returns of each 1: written; 0: refused; 2: refused, but the log is so long that it may be there already.
 local me = ARGV[1]
 local WRITTEN, REFUSED, COMPARE = 1, 0, 2
@@ -20,8 +20,8 @@ local function not_following(log, head, head_seq, id, payload)
 end
 
 local function append(log, meta, open, owners, aged, arg)
-  local after, id, payload, channel, member, time = unpack(ARGV, arg, arg + 5)
-  local opens, ends = tonumber(ARGV[arg + 6]), tonumber(ARGV[arg + 7])
+  local after, id, payload, member, time = unpack(ARGV, arg, arg + 4)
+  local opens, ends = tonumber(ARGV[arg + 5]), tonumber(ARGV[arg + 6])
   local fence = redis.call('HGET', meta, 'f')
   local head_epoch, head_seq, owner, flags = '0', '0', '', ''
   if fence then
@@ -50,7 +50,7 @@ local function append(log, meta, open, owners, aged, arg)
   local was_open = string.find(flags, '+', 1, true) ~= nil
   local is_open = was_open
   if opens + ends > 0 then
-    local turn, change = arg + 8, 0
+    local turn, change = arg + 7, 0
     for _ = 1, opens do
       change = change + redis.call('HSET', meta, 't:' .. ARGV[turn], ARGV[turn + 1])
       turn = turn + 2
@@ -75,7 +75,7 @@ local function append(log, meta, open, owners, aged, arg)
   if not is_open then
     redis.call('ZADD', aged, time, member)
   end
-  redis.call('SPUBLISH', channel, payload)
+  redis.call('SPUBLISH', log, payload)
   return WRITTEN
 end
 
@@ -83,6 +83,6 @@ local verdicts = {}
 local arg = 2
 for key = 1, #KEYS, 5 do
   verdicts[#verdicts + 1] = append(KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3], KEYS[key + 4], arg)
-  arg = arg + 8 + 2 * ARGV[arg + 6] + ARGV[arg + 7]
+  arg = arg + 7 + 2 * ARGV[arg + 5] + ARGV[arg + 6]
 end
 return verdicts

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- Erases conversations: leaves a tombstone with the last epoch, and tells whoever follows them.
--- KEYS: of each its log, meta, open, owners, aged. ARGV: the time before which they must have aged (ms), or "" for no such
--- condition; how long a tombstone is kept (ms); what is published; nodes whose conversations are left to them, each
--- followed by a space; then of each: member, channel.
+-- KEYS: of each its log (and channel), meta, open, owners, aged. ARGV: the time before which they must have aged (ms),
+-- or "" for no such condition; how long a tombstone is kept (ms); what is published; nodes whose conversations are left
+-- to them, each followed by a space; then of each its member.
 -- Returns of each 1: erased; 0: there is nothing, or it hasn't aged, or is left to its owner.
 local before, tombstone_ms, erased, others = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
-local function erase(log, meta, open, owners, aged, member, channel)
+local function erase(log, meta, open, owners, aged, member)
   if before ~= '' then
     local time = redis.call('ZSCORE', aged, member)
     if not time or tonumber(time) >= tonumber(before) then
@@ -31,15 +31,13 @@ local function erase(log, meta, open, owners, aged, member, channel)
       redis.call('HDEL', owners, owner)
     end
   end
-  redis.call('SPUBLISH', channel, erased)
+  redis.call('SPUBLISH', log, erased)
   return 1
 end
 
 local done = {}
-local arg = 5
 for key = 1, #KEYS, 5 do
   local log, meta, open, owners, aged = unpack(KEYS, key, key + 4)
-  done[#done + 1] = erase(log, meta, open, owners, aged, ARGV[arg], ARGV[arg + 1])
-  arg = arg + 2
+  done[#done + 1] = erase(log, meta, open, owners, aged, ARGV[#done + 5])
 end
 return done
