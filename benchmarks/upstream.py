@@ -1,6 +1,6 @@
 """An OpenAI-compatible upstream that does as the question says, and remembers exactly what it sent.
 
-    python -m benchmarks.upstream [--port N]
+    python -m benchmarks.upstream [--host A] [--port N]
 
 The last user message is a script of words, any of them may be left out:
 
@@ -265,11 +265,11 @@ class Connection(asyncio.Protocol):
             self._answer.stop()
 
 
-async def serve(port: int) -> None:
+async def serve(host: str, port: int) -> None:
     """Serves until the process is ended; the first line of its output is the port."""
     records: list[Record] = []
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(records), "127.0.0.1", port, backlog=4096)
+    server = await loop.create_server(lambda: Connection(records), host, port, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -278,7 +278,9 @@ def main() -> None:
     """Entry point of `python -m benchmarks.upstream`."""
     parser = argparse.ArgumentParser(description="A scripted OpenAI-compatible upstream.")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    uvloop.run(serve(parser.parse_args().port))
+    parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1")
+    given = parser.parse_args()
+    uvloop.run(serve(given.host, given.port))
 
 
 if __name__ == "__main__":

@@ -18,17 +18,23 @@ from rich.table import Table
 
 from benchmarks.show import (
     cancel,
+    cluster,
     cost,
+    cost_growth,
     cuts,
     eviction,
     fifty,
     long_conversation,
     mcp_time,
     parallel_calls,
+    partition,
     real_upstream,
+    redis_faults,
     restart_call,
     seed_stream,
     slow_reader,
+    workers,
+    zombie,
 )
 from benchmarks.show.report import Report
 
@@ -45,15 +51,23 @@ SHOWS: dict[str, tuple[str, Show]] = {
     "restart-call": (restart_call.TITLE, restart_call.show),
     "mcp": (mcp_time.TITLE, mcp_time.show),
     "long-conversation": (long_conversation.TITLE, long_conversation.show),
+    "cluster": (cluster.TITLE, cluster.show),
+    "zombie": (zombie.TITLE, zombie.show),
+    "redis-faults": (redis_faults.TITLE, redis_faults.show),
 }
-MEASURES: dict[str, tuple[str, Show]] = {"cost": (cost.TITLE, cost.show)}
-"""Figures only: run when named."""
+WHEN_NAMED: dict[str, tuple[str, Show]] = {
+    "partition": (partition.TITLE, partition.show),
+    "cost": (cost.TITLE, cost.show),
+    "workers": (workers.TITLE, workers.show),
+    "cost-growth": (cost_growth.TITLE, cost_growth.show),
+}
+"""Run when named: the first has to be root, the others show figures only."""
 
 
 async def run(names: list[str], url: str | None, console: Console) -> list[Report]:
     reports = []
     for name in names:
-        title, show = {**SHOWS, **MEASURES}[name]
+        title, show = {**SHOWS, **WHEN_NAMED}[name]
         console.print(f"[bold]{name}[/]: {title}")
         report = Report(title, console)
         try:
@@ -69,11 +83,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.show", description="Shows that the gateway keeps its promises."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join([*SHOWS, *MEASURES])}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join([*SHOWS, *WHEN_NAMED])}; default: all")
     parser.add_argument("--url", help="for `fifty`: a gateway that runs already, such as http://127.0.0.1:8080")
     given = parser.parse_args()
-    if unknown := [name for name in given.names if name not in SHOWS and name not in MEASURES]:
-        parser.error(f"unknown: {', '.join(unknown)}. There are {', '.join([*SHOWS, *MEASURES])}.")
+    if unknown := [name for name in given.names if name not in SHOWS and name not in WHEN_NAMED]:
+        parser.error(f"unknown: {', '.join(unknown)}. There are {', '.join([*SHOWS, *WHEN_NAMED])}.")
     console = Console()
     names = given.names or list(SHOWS)
     reports = uvloop.run(run(names, given.url, console))

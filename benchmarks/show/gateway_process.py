@@ -22,16 +22,23 @@ class GatewayProcess:
     """`convobase serve` on a free port. `start` again after `kill` is the same gateway, on the same log."""
 
     def __init__(
-        self, folder: Path, *, upstream: str | None = None, core: int | None = None, **settings: object
+        self,
+        folder: Path,
+        *,
+        upstream: str | None = None,
+        core: int | None = None,
+        prefix: tuple[str, ...] = (),
+        **settings: object,
     ) -> None:
         """`upstream` is an `OPENAI_BASE_URL`; None: the demo model. `settings` as in the environment.
 
-        `core`: the only one that it runs on.
+        `core`: the only one that it runs on. `prefix` stands before the command, to start it elsewhere
+        (`ip netns exec …`).
         """
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{settings.get('HOST', '127.0.0.1')}:{self.port}"
         self._folder = folder
-        self._prefix = pinned(core)
+        self._prefix = (*prefix, *pinned(core))
         self._environment = clean_environment(**{"LOG_LEVEL": "warning", "DRAIN_S": 2, **settings})
         if upstream is not None:
             self._environment |= {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "none"}
@@ -70,6 +77,26 @@ class GatewayProcess:
     async def stop(self) -> None:
         await self._end(signal.SIGTERM)
 
+    def pause(self) -> None:
+        """It lives, but does nothing: as under a debugger, or on a machine that swaps."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    async def readiness(self) -> int:
+        """The status of `/readyz`; 0: no answer within a second."""
+        timeout = aiohttp.ClientTimeout(1)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{self.url}/readyz") as answer:
+                return answer.status
+        except (aiohttp.ClientError, TimeoutError):
+            return 0
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     async def _end(self, number: int) -> None:
         if self._process is None or self._process.returncode is not None:
             return
@@ -88,8 +115,14 @@ class GatewayProcess:
         return rss_bytes(self.pid)
 
     def complaints(self) -> list[str]:
-        """Tracebacks in the gateway's log: there should be none."""
-        return [line for line in self.log.read_text(errors="replace").splitlines() if "Traceback" in line]
+        """Tracebacks in the gateway's log, each by its last line: there should be none."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        found = []
+        for number, line in enumerate(lines):
+            if "Traceback" in line:
+                rest = (later for later in lines[number + 1 :] if later and not later.startswith(" "))
+                found.append(next(rest, line))
+        return found
 
     async def metric(self, name: str) -> float:
         """A sample of `/metrics` without labels. Raises `KeyError`."""
@@ -117,8 +150,8 @@ async def running_gateway(
 class UpstreamProcess:
     """The scripted upstream (`benchmarks.upstream`)."""
 
-    def __init__(self, port: int) -> None:
-        self._origin = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, host: str) -> None:
+        self._origin = f"http://{host}:{port}"
         self.url = f"{self._origin}/v1"
 
     async def record(self, key: str | None = None) -> list[dict[str, Any]]:
@@ -137,16 +170,16 @@ class UpstreamProcess:
 
 
 @asynccontextmanager
-async def running_upstream() -> AsyncIterator[UpstreamProcess]:
+async def running_upstream(host: str = "127.0.0.1") -> AsyncIterator[UpstreamProcess]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.upstream",
+        sys.executable, "-m", "benchmarks.upstream", "--host", host,
         cwd=ROOT, env=clean_environment(), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             port = int(await process.stdout.readline())
-        yield UpstreamProcess(port)
+        yield UpstreamProcess(port, host)
     finally:
         process.terminate()
         await process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+OPEN = {"queued", "running", "function_call"}
 LOGGED = {"message", "token", "function_call", "function_result", "context", "restart", "done", "error"}
 
 
@@ -64,6 +65,12 @@ class Ledger:
             for line in frame["messages"]
             if line["role"] == "assistant"
         }
+        # An end that the log has lost doesn't stand either.
+        self.ends = {
+            line["turn_id"]: self.ends.get(line["turn_id"]) or _end_in(line)
+            for line in frame["messages"]
+            if line["role"] == "assistant" and line["status"] not in OPEN
+        }
 
     def text(self, turn_id: str) -> str:
         """The turn's text that stands."""
@@ -89,3 +96,10 @@ class Ledger:
             if end["text_length"] != len(self.text(turn_id)):
                 return f"{self.conversation_id}: text_length {end['text_length']}, not {len(self.text(turn_id))}"
         return None if self.messages else f"{self.conversation_id}: nothing came"
+
+
+def _end_in(line: dict[str, Any]) -> dict[str, Any]:
+    """The `done` or `error` that a snapshot's line stands for."""
+    if "error" in line:
+        return {"type": "error", "error": line["error"]}
+    return {"type": "done", "finish_reason": line.get("finish_reason"), "text_length": len(line["content"])}
