@@ -139,6 +139,8 @@ class Feeds:
         feed = self._feeds.get(key)
         if feed is not None and not await self._levelled(feed, claim.head):
             self.give_up(feed)
+            if not feed.deleted:
+                claim = await self._mark_lost(key)
             feed = None
         if feed is None:
             feed = self._feeds.get(key) or self._made(key, claim.head)
@@ -156,24 +158,29 @@ class Feeds:
 
     async def _levelled(self, feed: Feed, head: Head) -> bool:
         """Whether the feed has what the log has. Nobody appends now but us."""
-        if not feed.follows or (feed.seq, feed.epoch) == (head.seq, head.epoch):
+        if not self._shared or (feed.seq, feed.epoch) == (head.seq, head.epoch):
             return True
         return await level(feed, self._log)
 
     async def reclaim(self, feed: Feed) -> bool:
         """The log refused an append of `feed`, which we own as far as we know. True: it had lost its tail, the feed
         still has that, and what is missing is due again. False: the feed is of no use any more."""
-        if not self._shared:
+        if not self._shared or feed.fenced:  # given up while it was written
             return False
         claim = await self._log.claim(feed.key)
-        if claim.owner is not None:
+        if claim.owner is not None or feed.fenced:
             return False
         if feed.rewind(claim.head):
             return True
-        if claim.head.seq < feed.committed and not claim.head.stale:
-            # What was lost may have been seen: a place must not be used twice, so the next entry is of a new epoch.
-            await self._log.claim(feed.key, instead_of=self._log.node_id)
+        if claim.head.seq <= feed.committed and not claim.head.stale:
+            await self._mark_lost(feed.key)
         return False
+
+    async def _mark_lost(self, key: Key) -> Claim:
+        """Entries of a conversation of ours aren't in the log any more. They may have been seen, and a place must not
+        be used twice: so the next entry is of a new epoch. A turn that is begun again spends an attempt, as whatever
+        made the log refuse it may happen again."""
+        return await self._log.claim(key, instead_of=self._log.node_id)
 
     def release(self, feed: Feed) -> asyncio.Task[None] | None:
         """Lets others own a conversation of ours; all of it is in the log. Its readers follow it from now on."""

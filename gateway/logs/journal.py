@@ -92,8 +92,11 @@ class Journal:
         while batch := {feed: append for feed in pending if (append := feed.take_append()) is not None}:
             try:
                 pending = self._settle(batch, await self._commit(list(batch.values())))
-                await self._reclaim(pending)
-                return
+                in_doubt = await self._reclaim(pending)
+                if not in_doubt:
+                    return
+                pending = list(in_doubt)
+                raise next(iter(in_doubt.values()))
             except LogUnavailable as problem:
                 self._unavailable(problem)
                 if self._closing:
@@ -119,18 +122,27 @@ class Journal:
         if feed.uncommitted:
             self.due(feed, urgent=feed.visible < feed.seq)
 
-    async def _reclaim(self, refused: list[Feed]) -> None:
-        """An append is refused when another node took the conversation over, or when the log has lost its tail."""
+    async def _reclaim(self, refused: list[Feed]) -> dict[Feed, LogUnavailable]:
+        """An append is refused when another node took the conversation over, or when the log has lost its tail.
+        Returns the feeds of which the log can't tell now, and why."""
         if not refused:
-            return
-        kept = await asyncio.gather(*(self.feeds.reclaim(feed) for feed in refused))
+            return {}
+        in_doubt: dict[Feed, LogUnavailable] = {}
+        # All of them are waited for: one that came late would change a feed whose append is under way again.
+        kept = await asyncio.gather(*map(self.feeds.reclaim, refused), return_exceptions=True)
         for feed, ours in zip(refused, kept, strict=True):
-            if ours:
-                log_lines.warning("the log lost its tail; writing it again", conversation_id=feed.key.conversation_id)
+            named = {"conversation_id": feed.key.conversation_id}
+            if isinstance(ours, LogUnavailable):
+                in_doubt[feed] = ours
+            elif ours is True:
+                log_lines.warning("the log lost its tail; writing it again", **named)
                 self._due_again(feed)
             else:
+                if isinstance(ours, BaseException):
+                    log_lines.error("a conversation is given up by a bug", exc_info=ours, **named)
                 self.feeds.give_up(feed)
                 self.on_refused(feed)
+        return in_doubt
 
     async def _commit(self, batch: list[Append]) -> list[bool]:
         """As the log's `commit`. An append that no log can take costs its own conversation, and no other."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import structlog
+from msgspec import structs
 
 from gateway.logs import journal as journals
 from gateway.logs.feed import Feed
 from gateway.logs.journal import Journal
-from gateway.logs.log import Head, Key, LogUnavailable
+from gateway.logs.log import Claim, Head, Key, LogUnavailable
+from gateway.logs.nodes import Follower, Handler
 from protocol.frames import Token
 from tests.support.faults import FaultLog, ask, end, say
 
@@ -194,6 +196,142 @@ async def test_closing_doesnt_wait_for_a_log_that_is_gone() -> None:
         async with asyncio.timeout(5):
             await journal.close()
     assert lines[-1]["event"] == "stopping with entries that the log didn't take"
+
+
+# ---------------------------------------------------------------- a log that nodes share
+
+
+class Shared(FaultLog):
+    """Loses what it is told to, and is asked whose a conversation is; `claiming` says how long that takes or raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claims: list[tuple[Key, str | None]] = []
+        self.claiming: Callable[[Key], Awaitable[None]] = self._at_once
+
+    async def _at_once(self, key: Key) -> None: ...
+
+    async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
+        self.claims.append((key, instead_of))
+        await self.claiming(key)
+        if instead_of == self.node_id:
+            self._heads[key] = structs.replace(self._heads.get(key, Head()), stale=True)
+        return Claim(await self.head(key), lost=instead_of is not None)
+
+    def lose(self, key: Key, count: int) -> None:
+        """The end of a conversation."""
+        entries = self._entries[key]
+        del entries[-count:]
+        self._heads[key] = Head(entries[-1].seq, entries[-1].epoch, open_turns=self._heads[key].open_turns)
+
+
+class Others:
+    """Other nodes, of which nothing is seen."""
+
+    node_id = "me"
+    on_lost: Callable[[str], None] | None = None
+
+    async def open(self, handler: Handler) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def follow(self, key: Key, follower: Follower) -> None: ...
+
+    def unfollow(self, key: Key) -> None: ...
+
+    async def followed(self, keys: Sequence[Key]) -> list[bool]:
+        return [False] * len(keys)
+
+    def is_lost(self, node_id: str) -> bool | None:
+        return False
+
+    def others(self) -> list[str]:
+        return []
+
+    async def request(self, node_id: str, payload: bytes, timeout_s: float) -> bytes:
+        raise AssertionError("nobody is asked")
+
+
+async def test_a_lost_tail_is_written_again_though_another_conversation_cant_be_asked_for() -> None:
+    log, refused = Shared(), list[Feed]()
+    async with running(log, nodes=Others()) as journal:
+        journal.on_refused = refused.append
+        feeds = [await journal.feeds.open(key) for key in (KEY, OTHER)]
+        for feed in feeds:
+            ask(feed)
+            say(feed, "a", "b")
+            await feed.when_committed(3)
+            log.lose(feed.key, 2)
+        slow = asyncio.Event()
+
+        async def claiming(key: Key) -> None:
+            if key == KEY:
+                if log.claims.count((KEY, None)) == 1:
+                    raise LogUnavailable("this server is down")
+            elif log.claims.count((OTHER, None)) == 1:
+                await slow.wait()
+
+        log.claiming = claiming
+        for feed in feeds:
+            end(feed)
+        async with asyncio.timeout(5):
+            while log.claims.count((OTHER, None)) < 1:
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().call_later(0.02, slow.set)
+            await asyncio.gather(*(feed.when_committed(4) for feed in feeds))
+        assert refused == []
+        assert [await seqs(log, key) for key in (KEY, OTHER)] == [[1, 2, 3, 4]] * 2
+        assert log.claims.count((OTHER, None)) == 1
+
+
+async def test_a_feed_that_was_given_up_while_it_was_written_takes_nothing_back() -> None:
+    log = Shared()
+    async with running(log, nodes=Others()) as journal:
+        feed = await journal.feeds.open(KEY)
+        ask(feed)
+        await feed.when_committed(1)
+        log.gate.clear()
+        log.asked.clear()
+        end(feed)
+        await log.asked.wait()
+        await log.erase(KEY)
+        journal.feeds.give_up(feed)
+        log.gate.set()
+        other = await journal.feeds.open(OTHER)
+        ask(other)
+        await other.when_committed(1)
+        assert log.claims == []
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_who_has_seen_what_the_log_lost_begins_a_new_epoch(follows: bool) -> None:
+    log = Shared()
+    async with running(log, nodes=Others()) as journal:
+        writer = (await journal.feeds.own(KEY)).feed
+        ask(writer)
+        say(writer, "a", "b")
+        await writer.when_committed(3)
+        if follows:
+            journal.feeds.forget(writer)
+        seen = await journal.feeds.open(KEY)
+        assert (seen.follows, seen.seq) == (follows, 3)
+        log.lose(KEY, 2)
+        feed, lost = await journal.feeds.own(KEY)
+        assert (seen.fenced, feed.fenced, feed.seq, lost) == (True, False, 1, True)
+        end(feed)
+        await feed.when_committed(2)
+        assert feed.epoch > 0
+
+
+async def test_who_owned_all_the_time_goes_on() -> None:
+    log = Shared()
+    async with running(log, nodes=Others()) as journal:
+        writer = (await journal.feeds.own(KEY)).feed
+        ask(writer)
+        await writer.when_committed(1)
+        feed, lost = await journal.feeds.own(KEY)
+        assert feed is writer
+        assert (feed.stale, lost) == (False, False)
 
 
 # ---------------------------------------------------------------- feeds
