@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.logs.feed import Feed
+import asyncio
+
+from gateway.logs.feed import Cursor, Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
 from gateway.sessions.pool import log_unreadable
@@ -19,16 +21,39 @@ def error_body(refusal: Refusal) -> ErrorBody:
     return ErrorBody(refusal.code.name, refusal.message, refusal.retryable)
 
 
+AHEAD_S = 0.1
+"""How long a reader may know more than this node: tokens run ahead of the log, and come one hop later here."""
+
+
 async def starting_at(feed: Feed, cursor: Position) -> tuple[Position, Snapshot | None]:
     """Where a reader with `cursor` goes on: there, or, if the log doesn't have that entry, behind a snapshot.
     Raises `Refusal` (`OVERLOADED`)."""
     try:
+        await _on_their_way(feed, cursor)
         if await feed.is_valid(cursor):
             return cursor, None
         snapshot = await feed.snapshot()
     except LogUnavailable:
         raise log_unreadable() from None
     return Position(snapshot.seq, snapshot.epoch), snapshot
+
+
+async def _on_their_way(feed: Feed, cursor: Position) -> None:
+    """Tokens run ahead of the log (SPEC.md section 2.5), so a reader that comes quickly from the conversation's owner
+    may know more than this node. That isn't worth a snapshot: what it knows is here in a moment."""
+    if not (feed.follows and feed.open_turns and cursor.seq > feed.visible):
+        return
+    woken = asyncio.Event()
+    waiting = Cursor(feed, feed.head(), woken.set)
+    try:
+        async with asyncio.timeout(AHEAD_S):
+            while cursor.seq > feed.visible:
+                await woken.wait()
+                woken.clear()
+    except TimeoutError:
+        pass  # the log will never have it, or is far behind
+    finally:
+        waiting.close()
 
 
 async def moved(feeds: Feeds, old: Feed, cursor: Position) -> tuple[Feed, Position, Snapshot | None]:

@@ -20,7 +20,7 @@ from gateway.edge.websocket import WebSocketShell
 from gateway.logs.feed import Feed
 from gateway.logs.log import ANY_EPOCH, LogUnavailable, Position
 from gateway.sessions.router import Router
-from gateway.sessions.session import new_id
+from gateway.sessions.session import Acknowledged, new_id
 from gateway.settings import Limits
 from protocol.codec import MSGPACK, BadFrame
 from protocol.codes import CloseCode, ErrorCode, Refusal
@@ -226,9 +226,10 @@ class Connection:
 
     async def _chat_message(self, frame: ChatMessage, conversation_id: str) -> Message | None:
         self._check_room(conversation_id)
-        feed, done = await self._router.submit(self._principal.key(conversation_id), frame)
-        if done.duplicate:
-            await feed.when_committed(done.seq)
+        sent = await self._submit(frame, conversation_id)
+        if sent is None:
+            return None
+        feed, done = sent
         sub = self._out.subscriptions.get(conversation_id)
         if sub is not None and sub.cursor.feed is not feed and not sub.cursor.feed.deleted:
             await self._follow_on(sub)  # it stays where it is, in another feed
@@ -241,6 +242,26 @@ class Connection:
             return structs.replace(first, ref=frame.ref, duplicate=True)
         sub.refs[done.seq] = frame.ref
         return None
+
+    async def _submit(self, frame: ChatMessage, conversation_id: str) -> tuple[Feed, Acknowledged] | None:
+        """As the router's; None when the entry came by meanwhile, and so was the answer."""
+        message_id = frame.message_id or new_id("m")
+        sent = (conversation_id, message_id)
+        self._out.sending[sent] = frame.ref
+        try:
+            feed, done = await self._router.submit(
+                self._principal.key(conversation_id), structs.replace(frame, message_id=message_id)
+            )
+            if done.duplicate:
+                await feed.when_committed(done.seq)
+        except (Refusal, LogUnavailable):
+            if sent in self._out.sending:
+                raise
+            return None  # whatever became of the word: it is in the log
+        finally:
+            answered = sent not in self._out.sending
+            self._out.sending.pop(sent, None)
+        return None if answered else (feed, done)
 
     async def _subscribe(self, frame: Subscribe) -> None:
         conversation_id = frame.conversation_id

@@ -54,7 +54,7 @@ class Outbox:
 
     __slots__ = (
         "_catching_up", "_direct", "_flushing", "_lagging", "_loop", "_on_moved", "_ready", "_shell", "_writable",
-        "codec", "subscriptions",
+        "codec", "sending", "subscriptions",
     )  # fmt: skip
 
     def __init__(self, shell: WebSocketShell, on_moved: Callable[[Subscription], None]) -> None:
@@ -62,6 +62,10 @@ class Outbox:
         self._on_moved = on_moved
         self.codec: Codec = JSON
         self.subscriptions: dict[str, Subscription] = {}
+        self.sending: dict[tuple[str, str], str | None] = {}
+        """Conversation and `message_id` of messages that are being sent -> the `ref` to answer with. On another node
+        than the conversation's owner the entry may come by before the owner's word does; then it is the answer, and
+        is taken out of here."""
         self._shell = shell
         self._loop = asyncio.get_running_loop()
         self._ready: dict[Subscription, None] = {}
@@ -161,17 +165,19 @@ class Outbox:
 
     def _encoded(self, sub: Subscription, made: Slice) -> list[bytes]:
         codec = self.codec
-        if sub.refs:
+        if sub.refs or (self.sending and any(isinstance(frame, Message) for frame in made.frames)):
             return [codec.encode(self._with_ref(sub.refs, frame)) for frame in made.frames]
         payloads = made.encoded.get(codec.name)
         if payloads is None:
             payloads = made.encoded[codec.name] = [codec.encode(frame) for frame in made.frames]
         return payloads
 
-    @staticmethod
-    def _with_ref(refs: dict[int, str | None], frame: AnyServerFrame) -> AnyServerFrame:
-        if isinstance(frame, Message) and frame.seq in refs:
-            return structs.replace(frame, ref=refs.pop(frame.seq))
+    def _with_ref(self, refs: dict[int, str | None], frame: AnyServerFrame) -> AnyServerFrame:
+        if isinstance(frame, Message):
+            if frame.seq in refs:
+                return structs.replace(frame, ref=refs.pop(frame.seq))
+            if (sent := (frame.conversation_id, frame.message_id)) in self.sending:
+                return structs.replace(frame, ref=self.sending.pop(sent))
         return frame
 
     def _leave(self, sub: Subscription, out: list[bytes]) -> None:

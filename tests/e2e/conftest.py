@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,11 +12,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.support.cluster import Cluster, cluster
 from tests.support.process import GatewayProcess, gateway_process
+from tests.support.valkey import Valkey, valkey
 from tests.support.wire import Wire, bare_wire, wire
 
 Connect = Callable[..., AbstractAsyncContextManager[Wire]]
 Start = Callable[..., AbstractAsyncContextManager[GatewayProcess]]
+StartCluster = Callable[..., AbstractAsyncContextManager[Cluster]]
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +45,33 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProce
     ).start()
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Valkey]:
+    """One for all clusters of a worker that leave it alone."""
+    with valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def trio(redis_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[GatewayProcess]]:
+    """Three nodes, for all tests of a worker that leave them running. Who gets a conversation's first message owns
+    it; conversations are told apart by their ids."""
+    made = Cluster(redis_server, tmp_path_factory.mktemp("trio"), max_context_tokens=100_000)
+    try:
+        asyncio.run(made.add(3))
+        yield made.nodes
+    except BaseException:
+        made.kill()
+        raise
+    asyncio.run(made.stop())
+
+
+@pytest.fixture
+def start_cluster(redis_server: Valkey, tmp_path: Path) -> StartCluster:
+    """Starts nodes of the test's own: `async with start_cluster(2, drain_s=5) as cluster`."""
+    return lambda count, **settings: cluster(redis_server, tmp_path, count, **settings)
 
 
 @pytest.fixture

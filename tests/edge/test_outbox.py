@@ -126,6 +126,18 @@ async def test_readers_of_one_place_share_the_bytes_unless_they_wait_for_an_answ
     assert len(feed.cursors) == 1
 
 
+async def test_an_entry_that_comes_before_its_senders_answer_is_the_answer(desk: Desk) -> None:
+    feed = await desk.feed()
+    desk.out.attach("c", feed, Position(0, 0))
+    desk.out.sending = {("c", "m_t1"): "mine", ("other", "m_t1"): "another's", ("c", "m_t9"): "later"}
+    ask(feed)
+    await feed.when_committed(1)
+    await desk.until_level()
+    (frame,) = desk.shell.frames
+    assert (frame["ref"], frame["message_id"]) == ("mine", "m_t1")
+    assert desk.out.sending == {("other", "m_t1"): "another's", ("c", "m_t9"): "later"}
+
+
 async def test_a_paused_reader_gets_merged_slices_and_costs_no_memory(desk: Desk) -> None:
     feed = await desk.feed()
     desk.out.attach("c", feed, Position(0, 0))

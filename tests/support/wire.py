@@ -139,7 +139,8 @@ async def wire(url: str, *subprotocols: str, **options: Any) -> AsyncIterator[Wi
 
 @asynccontextmanager
 async def bare_wire(url: str, *subprotocols: str, **options: Any) -> AsyncIterator[Wire]:
-    options = {"max_size": MAX_MESSAGE_BYTES, "proxy": None, "open_timeout": WITHIN_S, **options}
+    # Who leaves with many frames unread doesn't see the other side's close frame behind them.
+    options = {"max_size": MAX_MESSAGE_BYTES, "proxy": None, "open_timeout": WITHIN_S, "close_timeout": 1, **options}
     offered = [Subprotocol(name) for name in subprotocols] or None
     async with connect(url, subprotocols=offered, **options) as socket:
         yield Wire(socket)
