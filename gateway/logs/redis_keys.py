@@ -65,6 +65,10 @@ class Names:
         """The sorted set of the partition's conversations without open turns, by the time of their last entry."""
         return self._tagged[partition] + b"aged"
 
+    def since(self, partition: int) -> bytes:
+        """When the partition may have lost what it had (Unix seconds); 0: not that anybody knows."""
+        return self._tagged[partition] + b"since"
+
     def tagged(self, tag: str, name: str) -> bytes:
         """A name of something else, for instance of the nodes."""
         return f"{self._prefix}:{{{tag}}}:{name}".encode()

@@ -14,14 +14,16 @@ from gateway.logs.redis_keys import PARTITIONS, key_of, slot_of
 from gateway.logs.redis_lane import Part
 from gateway.logs.redis_link import Call, RedisLink, Server
 from gateway.logs.redis_meta import claim_of, epoch_at, head_of
-from gateway.logs.redis_scripts import CLAIM, ERASE, PROBE, READ, RELEASE
+from gateway.logs.redis_scripts import CLAIM, ERASE, PROBE, READ, RELEASE, SINCE
 from protocol.frames import Entry
 
 TOMBSTONE_S = 30 * 86400.0
 CLAIM_S = 3600.0
 """How long a claim of a conversation is kept that nothing is written to."""
-READ_SEGMENTS = 1024
-"""Bound of one read, for which the server takes some 0.5 ms."""
+MARK_S = 0.5
+"""In which a node that starts for the first time marks all partitions."""
+READ_SEGMENTS = 512
+"""Bound of one read, for which the server takes some 0.4 ms."""
 EXPIRE_AT_ONCE = 64
 """Conversations of a partition that one step of `expire` erases."""
 
@@ -38,7 +40,8 @@ class RedisLog:
     - at a failover to a replica: what the replica didn't have yet, mostly some milliseconds.
 
     What is lost is the end of a conversation. Its owner's next append doesn't follow the head then, is refused, and
-    a new epoch begins, so that readers notice.
+    a new epoch begins, so that readers notice. After a loss of everything, also of conversations that nobody owned,
+    new ones begin in a new epoch, too.
 
     Only the node that claimed a conversation can append, or any when it is nobody's. The server checks that together
     with the append, so a node that was taken for lost and wakes up can't write anything.
@@ -63,7 +66,31 @@ class RedisLog:
 
     async def open(self) -> None:
         await self.link.open()
+        try:
+            await self._note_loss()
+        except BaseException:
+            await self.link.close()
+            raise
         self._stager = Stager(self.link.names, self.node_id, clustered=self.link.clustered)
+
+    async def _note_loss(self) -> None:
+        """Each partition holds a mark from the first start on. Where it is missing, though others have theirs or a
+        node is running, all has been lost, and new conversations begin in a new epoch for a time: some may have been
+        there before (SPEC.md section 2.2)."""
+        names = self.link.names
+        missing = await self._unmarked()
+        if 0 < len(missing) < PARTITIONS:
+            await asyncio.sleep(MARK_S)  # another node that starts for the first time may be just at it
+            missing = await self._unmarked()
+        value = "0" if len(missing) == PARTITIONS else ""
+        together = [[number] for number in missing] if self.link.clustered else [missing] * bool(missing)
+        await self.link.call_all(
+            [Call(slot_of(some[0]), SINCE, [names.since(number) for number in some], [value]) for some in together]
+        )
+
+    async def _unmarked(self) -> list[int]:
+        marks = await self._of_partitions(range(PARTITIONS), "GET", self.link.names.since)
+        return [number for number, mark in enumerate(marks) if mark is None]
 
     async def close(self) -> None:
         """Conversations that are still this node's stay so: `release` them before."""
@@ -88,8 +115,9 @@ class RedisLog:
     async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
         stager = self._opened()
         place = stager.place(key)
+        keys = [*stager.keys(place)[1:4], self.link.names.since(place.partition)]
         args: list[Part] = [self.node_id, instead_of or "", place.member, int(CLAIM_S * 1000), self._tombstone_ms]
-        return claim_of(await self.link.call(Call(place.slot, CLAIM, stager.keys(place)[1:4], args)), self.node_id)
+        return claim_of(await self.link.call(Call(place.slot, CLAIM, keys, args)), self.node_id)
 
     async def release(self, key: Key) -> None:
         stager = self._opened()

@@ -1,6 +1,5 @@
 #!lua flags=allow-oom
--- Makes a conversation nobody's, if it is this node's. KEYS: meta, open, owners. ARGV: this node,
--- member.
+-- Makes a conversation nobody's, if it is this node's. KEYS: meta, open, owners. ARGV: this node, member.
 local fence = redis.call('HGET', KEYS[1], 'f')
 if not fence then
   return 0
