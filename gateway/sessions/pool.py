@@ -64,7 +64,7 @@ class SessionPool:
         self._runs: dict[asyncio.Task[None], tuple[TurnRun, Session]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self.take_over = TakeOver(journal, self.existing, engine.metrics.taken_over)
+        self.take_over = TakeOver(journal, self._take_up, self._rests, engine.metrics.taken_over)
         journal.on_refused = self._refused
 
     @property
@@ -178,6 +178,18 @@ class SessionPool:
             self._drop(session)
         if self.journal.feeds.shared and not self.draining:
             self.take_over.take(feed.key)
+
+    def _rests(self, key: Key, since: float) -> bool:
+        """Whether no turn of it has run here since then (loop time)."""
+        session = self.known(key)
+        return session is None or (self._at_rest(session) and session.last_active < since)
+
+    async def _take_up(self, key: Key) -> None:
+        """Goes on with the turns that the log holds open. Raises as `existing`."""
+        session = self.known(key)
+        if session is not None and self._at_rest(session):
+            self._evict(session)  # if it knows of none, the log has lost an end that it had
+        await self.existing(key)
 
     # ------------------------------------------------------------ sessions
 
@@ -306,7 +318,7 @@ class SessionPool:
         """What doesn't run yet begins on another node."""
         for session in list(self._sessions.values()):
             session.draining = True
-            if session.idle and session.feed.committed == session.feed.seq:
+            if self._at_rest(session):
                 self._evict(session)
 
     async def _release_all(self) -> list[Key]:
@@ -365,12 +377,17 @@ class SessionPool:
         for session in list(takewhile(lambda session: session.last_active <= before, self._sessions.values())):
             if session.feed.fenced:
                 self._drop(session)
-            elif session.idle and session.feed.committed == session.feed.seq:
+            elif self._at_rest(session):
                 self._evict(session)
                 evicted += 1
             else:
                 self._touch(session)  # an open turn is activity
         return evicted
+
+    def _at_rest(self, session: Session) -> bool:
+        """Nothing is going on in it, and all of it is in the log."""
+        feed = session.feed
+        return session.idle and feed.committed == feed.seq and feed.key not in self._deleting
 
     def _evict(self, session: Session) -> None:
         del self._sessions[session.feed.key]

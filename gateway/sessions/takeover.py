@@ -1,8 +1,9 @@
 """Turns whose owner is gone go on here, also when no client asks.
 
 A node that starts takes what nobody owns. A node that is found lost leaves its conversations to the others: each of
-them tries, in an order of its own, and the log gives every conversation to one. What falls between (a hand-over that
-nobody took, an owner that was lost before this node started) is looked for now and then.
+them tries, in an order of its own, and the log gives every conversation to one. What falls between is looked for now
+and then: a hand-over that nobody took, an owner that was lost before this node started, and what this node owns by the
+log and doesn't run, since it never heard that it got it, or since the log lost the turn's end.
 """
 
 from __future__ import annotations
@@ -29,12 +30,20 @@ log_lines = structlog.get_logger(__name__)
 
 
 class TakeOver:
-    """`load` makes a conversation's session, which goes on with its turns; it raises `Elsewhere` and `Refusal`."""
+    """`load` makes a conversation's session, which goes on with its turns; it raises `Elsewhere` and `Refusal`. `rests`
+    tells whether none of them has run here since a time of the loop."""
 
-    def __init__(self, journal: Journal, load: Callable[[Key], Awaitable[object]], taken: Counter) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        load: Callable[[Key], Awaitable[object]],
+        rests: Callable[[Key, float], bool],
+        taken: Counter,
+    ) -> None:
         self._taken = taken
         self._journal = journal
         self._load = load
+        self._rests = rests
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,10 +69,13 @@ class TakeOver:
         self._spawn(self._take_from(node_id))
 
     async def _take_from(self, node_id: str) -> None:
-        """Everything that a lost node was doing, however long the log takes to tell."""
+        """Everything that a lost node was doing, however long the log takes to tell; and what it gave up in its last
+        moments, if it could tell nobody."""
+        log = self._journal.log
         while True:
             try:
-                await self._recover(await self._journal.log.unfinished(node_id), lost=True)
+                await self._recover(await log.unfinished(node_id), lost=True)
+                await self._recover(await log.unfinished(""), lost=False)
                 return
             except LogUnavailable as problem:
                 log_lines.warning("turns of a lost node can't be read yet", problem=str(problem))
@@ -73,15 +85,22 @@ class TakeOver:
         await asyncio.sleep(FIRST_LOOK_S)
         while True:
             try:
-                await self._recover(await self._journal.log.unfinished(""), lost=False)
-                for owner in await self._journal.log.owners():
-                    if self._journal.nodes.is_lost(owner):
-                        await self._recover(await self._journal.log.unfinished(owner), lost=True)
+                await self._look()
             except LogUnavailable as problem:
                 log_lines.warning("can't look for turns left open", problem=str(problem))
             except Exception:
                 log_lines.exception("looking for turns left open failed by a bug")
             await asyncio.sleep(LOOK_S * random.uniform(0.75, 1.25))
+
+    async def _look(self) -> None:
+        log, since = self._journal.log, asyncio.get_running_loop().time()
+        await self._recover(await log.unfinished(""), lost=False)
+        for owner in await log.owners():
+            if owner == log.node_id:
+                mine = await log.unfinished(owner)
+                await self._recover([key for key in mine if self._rests(key, since)], lost=False)
+            elif self._journal.nodes.is_lost(owner):
+                await self._recover(await log.unfinished(owner), lost=True)
 
     async def _recover(self, keys: list[Key], *, lost: bool) -> None:
         if not keys:

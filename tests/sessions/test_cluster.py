@@ -17,8 +17,11 @@ from gateway.logs.feed import Feed
 from gateway.logs.feeds import Elsewhere
 from gateway.logs.log import Key, Position
 from gateway.logs.opening import open_log, open_nodes
+from gateway.logs.redis_link import Call
+from gateway.logs.redis_log import RedisLog
 from gateway.logs.redis_nodes import RedisNodes
 from gateway.models.model import Model
+from gateway.sessions import takeover
 from protocol.codes import Refusal
 from protocol.frames import ChatMessage, Done, Entry, Error, Restart, Snapshot
 from tests.support.node import KEY, Node, feeds_of, is_call, is_end, is_token, kinds, text
@@ -101,6 +104,24 @@ async def die(node: Node) -> None:
     assert beats is not None
     beats.cancel()
     await asyncio.wait([beats])
+
+
+async def lose_last(node: Node, key: Key, entries: list[Entry | Snapshot]) -> None:
+    """What a failover to a replica that was an append behind does to a conversation whose last append was a `done`."""
+    log, end = node.log, entries[-1]
+    assert isinstance(log, RedisLog)
+    assert isinstance(end, Done)
+    place = log._opened().place(key)
+    names = log.link.names
+
+    async def run(*command: bytes | str | int) -> Any:
+        return await log.link.call(Call(place.slot, None, [], list(command)))
+
+    [[last, _], [before, _]] = await run("XREVRANGE", place.log, "+", "-", "COUNT", 2)
+    await run("XDEL", place.log, last)
+    await run("HSET", place.meta, "f", f"{before.decode()} {log.node_id}+", f"t:{end.turn_id}", 1, "n", 1)
+    await run("HSET", names.open(place.partition), place.member, log.node_id)
+    await run("HSET", names.owners(place.partition), log.node_id, 1)
 
 
 async def knows(one: Node, other: Node) -> None:
@@ -222,6 +243,23 @@ async def test_a_node_that_drains_hands_its_turns_on_without_spending_an_attempt
         await one.router.submit(Key("o", "new"), ChatMessage(message="hi"))
 
 
+async def test_what_a_node_that_left_could_hand_to_nobody_is_found(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "FIRST_LOOK_S", 60)
+    one = await start(ScriptedModel([["lost "], asyncio.Event()]))
+    two = await start(ScriptedModel([["whole"], END]))
+    await say(one)
+    await knows(two, one)
+    await frames_until(two, is_token)
+    reading = asyncio.create_task(frames_until(two, is_end, timeout_s=5))
+    monkeypatch.setattr(one.journal.nodes, "others", list)
+    await one.router.drain(0)
+    await one.journal.nodes.close()
+    seen = entries_only(await reading)
+    assert [frame.attempt for frame in seen if isinstance(frame, Restart)] == [0]
+
+
 async def test_behind_a_running_turn_a_message_is_taken_while_its_node_drains(start: Start) -> None:
     gate = asyncio.Event()
     one = await start(ScriptedModel([["a"], gate, END]))
@@ -265,6 +303,37 @@ async def test_a_lost_nodes_turn_goes_on_elsewhere_and_it_writes_nothing_more(st
     assert one.pool.sessions == 0
     assert "zombie" not in repr(await two.entries())
     assert two.metrics.taken_over.value == 1
+
+
+async def test_what_a_node_owns_without_knowing_it_runs_there(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was claimed, and then the answer got lost, or the log couldn't be read."""
+    monkeypatch.setattr(takeover, "FIRST_LOOK_S", 0.3)
+    monkeypatch.setattr(takeover, "LOOK_S", 0.3)
+    one = await start(ScriptedModel([["lost "], asyncio.Event()]))
+    two = await start(ScriptedModel([["whole"], END]))
+    await say(one)
+    await frames_until(two, is_token)
+    assert (await two.log.claim(KEY, instead_of=one.log.node_id)).owner is None
+    seen = await frames_until(two, is_end)
+    assert isinstance(seen[-1], Done)
+    assert two.metrics.taken_over.value == 1
+
+
+async def test_a_turn_whose_end_the_log_lost_runs_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its owner is idle, and so isn't refused anything."""
+    monkeypatch.setattr(takeover, "FIRST_LOOK_S", 0.5)
+    monkeypatch.setattr(takeover, "LOOK_S", 0.3)
+    one = await start(ScriptedModel([["a"], END], [["b"], END]))
+    await say(one)
+    before = await frames_until(one, is_end)
+    after = Position(before[-1].seq, before[-1].epoch)
+    reading = asyncio.create_task(frames_until(one, lambda frame: frame.epoch > 0 and is_end(frame), after))
+    await lose_last(one, KEY, before)
+    async with asyncio.timeout(5):
+        mended = await reading
+    assert isinstance(mended[0], Snapshot)
+    assert mended[0].turn is not None
+    assert text(entries_only(mended[1:])) == "b"
 
 
 async def test_a_waiting_turn_is_taken_over_without_a_word(start: Start) -> None:
