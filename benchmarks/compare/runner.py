@@ -30,22 +30,25 @@ class Runner:
 
     async def run(self, scenarios: Sequence[Scenario], only: Sequence[str] = ()) -> Results:
         """`only`: entrants that take part, of those that a scenario has."""
-        plan = [(scenario, self._entrants(scenario, only)) for scenario in scenarios]
+        scale = self.bench.scale
+        plan = [
+            (scenario, number, entrant)
+            for scenario in scenarios
+            for number in range(scenario.rounds(scale))
+            for entrant in self._entrants(scenario, number, only)
+        ]
         columns = (
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         )  # fmt: skip
-        scale = self.bench.scale
-        total = sum(scenario.rounds(scale) * scenario.steps(scale) * len(entrants) for scenario, entrants in plan)
+        total = sum(scenario.steps(scale) for scenario, _, _ in plan)
         with Progress(*columns, console=self._console, transient=True, auto_refresh=False) as self._progress:
             self._bar = self._progress.add_task("", total=total)
-            for scenario, entrants in plan:
-                for number in range(scenario.rounds(scale)):
-                    for entrant in entrants:
-                        await self._turn(scenario, entrant, number)
+            for scenario, number, entrant in plan:
+                await self._turn(scenario, entrant, number)
         return self.results
 
-    def _entrants(self, scenario: Scenario, only: Sequence[str]) -> list[Entrant]:
-        names = scenario.entrants(self.bench.scale)
+    def _entrants(self, scenario: Scenario, number: int, only: Sequence[str]) -> list[Entrant]:
+        names = scenario.entrants(self.bench.scale, number)
         return [self._known[name] for name in names if name in self._known and (not only or name in only)]
 
     async def _turn(self, scenario: Scenario, entrant: Entrant, number: int) -> None:

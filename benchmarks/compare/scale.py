@@ -21,11 +21,11 @@ class Scale(NamedTuple):
 
     @classmethod
     def full(cls) -> Scale:
-        return cls(rounds=3, seconds=5.0)
+        return cls(rounds=3, seconds=4.0)
 
     @classmethod
     def fast(cls) -> Scale:
-        return cls(rounds=1, seconds=2.5, quick=True)
+        return cls(rounds=1, seconds=2.0, quick=True)
 
 
 class Cores(NamedTuple):

@@ -31,8 +31,8 @@ class Scenario(Protocol):
     @property
     def columns(self) -> tuple[Column, ...]: ...
 
-    def entrants(self, scale: Scale) -> list[str]:
-        """Who takes part, by name."""
+    def entrants(self, scale: Scale, number: int = 0) -> list[str]:
+        """Who takes part in that round, by name. All do in the first one, number 0."""
 
     def rounds(self, scale: Scale) -> int:
         """How often everything is repeated."""

@@ -43,6 +43,8 @@ static void hear_token(struct connection *c, struct conversation *v, struct span
     tokens += !tokens && content.end > content.start; /* unstamped: a frame counts as one */
     if (!v->begun && tokens && !c->reader) {
         v->begun = true;
+        all_begun += !v->ever_begun;
+        v->ever_begun = true;
         uint64_t us = (now - v->asked_ns) / NS_PER_US;
         histogram_add(&all_first_token, us);
         if (measuring) histogram_add(&first_token, us);

@@ -14,7 +14,7 @@ struct conversation {
     uint64_t asked_ns;
     uint64_t seq, tokens, chars; /* the last seq seen; of this turn */
     unsigned generation;         /* how often it was made anew, with --fresh */
-    bool asked, begun, answered, unchecked, had_all;
+    bool asked, begun, ever_begun, answered, unchecked, had_all;
 };
 
 struct connection {
@@ -37,7 +37,7 @@ static struct histogram added, slow_added, first_token, connected, all_first_tok
 static struct { double at_s; uint64_t tokens, cpu[PIDS]; } slices[SLICES];
 static uint64_t start_cpu[PIDS], end_cpu[PIDS], own_start, own_end, end_counts_ns, start_ns;
 static struct connection *connections;
-static unsigned total, opened, failed, had_all, answered_all, closed;
+static unsigned total, opened, failed, had_all, answered_all, all_begun, closed;
 static int epoll_fd, connection_count, slice_count;
 static bool measuring;
 

@@ -12,6 +12,7 @@ struct script {
     double rate;  /* tokens a second; 0: as fast as the socket takes them */
     int size;     /* characters of a token */
     double delay; /* seconds before the first token */
+    double start; /* the moment before which no token is sent, in seconds of the monotonic clock; 0: none */
     double hold;  /* seconds between the last token and the end of the answer */
     bool stamp;   /* tokens begin with their due time, see stamp.h; needs a size of 6 */
 };
@@ -23,6 +24,7 @@ static inline void script_word(struct script *s, const char *name, size_t length
     if (!strncmp(name, "rate", length)) s->rate = value;
     if (!strncmp(name, "size", length)) s->size = (int)value;
     if (!strncmp(name, "delay", length)) s->delay = value;
+    if (!strncmp(name, "start", length)) s->start = value;
     if (!strncmp(name, "hold", length)) s->hold = value;
     if (!strncmp(name, "stamp", length)) s->stamp = value != 0;
 }

@@ -1,6 +1,6 @@
 /* An OpenAI-compatible generator that is cheap enough never to be what is measured.
  *
- *   upstream [PORT] [tokens=400 rate=50 size=6 delay=0 hold=0 stamp=1]
+ *   upstream [PORT] [tokens=400 rate=50 size=6 delay=0 start=0 hold=0 stamp=1]
  *
  * POST …/chat/completions answers as the last user message asks (script.h); the words of the command line are what a
  * message leaves out. Every chunk has OpenAI's shape. At a paced rate each token is a write of its own, on time; at
@@ -15,6 +15,7 @@
 #define TICK_NS 250000ull
 #define SLOTS 16384u /* 4 s; what is due later goes round */
 #define BURST_BYTES 65536u
+#define SEND_BUFFER_BYTES 32768
 
 static const char WORDS[] = " the conversation is a log and every reader has its own cursor on it";
 
@@ -227,7 +228,14 @@ static void answer_chat(struct connection *c, struct span body) {
     c->phase = STREAMING;
     c->behind = false;
     c->sent = 0;
-    c->start_ns = c->due_ns = now_ns() + (uint64_t)(c->script.delay * 1e9);
+    c->start_ns = now_ns() + (uint64_t)(c->script.delay * 1e9);
+    uint64_t start_ns = (uint64_t)(c->script.start * 1e9);
+    if (start_ns > c->start_ns) {
+        /* Together, but not in step. */
+        double turn = (double)c->number * 0.6180339887, phase = turn - (double)(uint64_t)turn;
+        c->start_ns = start_ns + (c->script.rate > 0 ? (uint64_t)(1e9 * phase / c->script.rate) : 0);
+    }
+    c->due_ns = c->start_ns;
     prepare(c);
 }
 
@@ -275,6 +283,8 @@ static void accept_all(int listener) {
         if (!c) die("out of memory");
         c->fd = fd;
         set_nodelay(fd);
+        /* A peer that reads no more is felt soon: little more is sent than what it takes. */
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){SEND_BUFFER_BYTES}, sizeof(int));
         watch(epoll_fd, fd, c);
     }
 }

@@ -6,6 +6,7 @@
 #include "load_hear.h"
 
 #define READ_BYTES 262144
+#define BEGIN_PATIENCE_S 20ull
 
 static char scratch[READ_BYTES];
 
@@ -168,6 +169,9 @@ int main(int count, char **words) {
         if (options.once) begin_measuring();
         ask_all();
         if (!options.once) {
+            /* A server that is slow to begin isn't measured while it does. */
+            uint64_t patience = now_ns() + BEGIN_PATIENCE_S * NS_PER_S;
+            while (all_begun < total && !finished() && now_ns() < patience) turn(patience);
             run_until(now_ns() + (uint64_t)(options.warmup_s * 1e9));
             begin_measuring();
         }

@@ -28,7 +28,7 @@ class Connections:
         Column("idle_bytes", "KiB each, idle", 1, 1 / 1024),
     )
 
-    def entrants(self, scale: Scale) -> list[str]:
+    def entrants(self, scale: Scale, number: int = 0) -> list[str]:
         if scale.quick:
             return ["gateway", "fastapi"]
         return ["gateway", "fastapi", "aiohttp", "socketio", "node-ws", "relay"]

@@ -11,6 +11,7 @@ from benchmarks.compare.scenario import Column
 from benchmarks.compare.work import PER_CONNECTION, streaming
 
 RATE = 50.0
+READERS = (250, 1000)
 
 
 def regime(readers: int) -> str:
@@ -29,7 +30,7 @@ class FanOut:
         Column("p99_us", "p99 added ms", 2, 1e-3),
     )
 
-    def entrants(self, scale: Scale) -> list[str]:
+    def entrants(self, scale: Scale, number: int = 0) -> list[str]:
         return ["gateway", "node-fanout"]
 
     def rounds(self, scale: Scale) -> int:
@@ -39,7 +40,7 @@ class FanOut:
         return len(self._readers(scale))
 
     def _readers(self, scale: Scale) -> tuple[int, ...]:
-        return (250,) if scale.quick else (250, 1000)
+        return READERS[:1] if scale.quick else READERS
 
     async def measure(self, bench: Bench, entrant: Entrant, running: Running) -> AsyncIterator[tuple[str, Sample]]:
         for readers in self._readers(bench.scale):

@@ -26,7 +26,7 @@ class FirstToken:
         Column("cores", "cores busy", 2),
     )
 
-    def entrants(self, scale: Scale) -> list[str]:
+    def entrants(self, scale: Scale, number: int = 0) -> list[str]:
         if scale.quick:
             return ["gateway", "fastapi"]
         return ["gateway", "fastapi", "fastapi-tuned", "aiohttp", "node-ws", "litellm", "relay"]

@@ -36,7 +36,7 @@ class Latency:
     def __init__(self) -> None:
         self._half = USUAL_HALF
 
-    def entrants(self, scale: Scale) -> list[str]:
+    def entrants(self, scale: Scale, number: int = 0) -> list[str]:
         """The base first: the others are measured at half of its rate."""
         if scale.quick:
             return []

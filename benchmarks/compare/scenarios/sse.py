@@ -25,11 +25,11 @@ class SseAndWs:
         Column("p99_us", "p99 added ms", 2, 1e-3),
     )
 
-    def entrants(self, scale: Scale) -> list[str]:
-        return [] if scale.quick else ["gateway", "gateway-batched", "fastapi", "aiohttp", "litellm"]
+    def entrants(self, scale: Scale, number: int = 0) -> list[str]:
+        return [] if scale.quick else ["gateway", "gateway-batched", "fastapi", "litellm"]
 
     def rounds(self, scale: Scale) -> int:
-        return scale.rounds
+        return min(2, scale.rounds)
 
     def steps(self, scale: Scale) -> int:
         return 2
