@@ -81,14 +81,25 @@ class Feeds:
     # ------------------------------------------------------------ reading
 
     async def open(self, key: Key) -> Feed:
-        """This node's feed of a conversation, whether or not that exists yet. Whose it is doesn't matter."""
-        if (feed := self._feeds.get(key)) is not None:
-            return feed
-        opening = self._opening.get(key)
-        if opening is None:
-            opening = self._opening[key] = asyncio.create_task(self._open(key), name="open feed")
-            opening.add_done_callback(lambda task: forget(self._opening, key, task))
-        return await asyncio.shield(opening)
+        """This node's feed of a conversation, whether or not that exists yet, with all that the log has by now: who
+        was told of an entry, by whichever node, finds it here. Whose the conversation is doesn't matter."""
+        while True:
+            if (feed := self._feeds.get(key)) is None:
+                if (opening := self._opening.get(key)) is None:
+                    return await asyncio.shield(self._opening_begun(key))
+                feed = await asyncio.shield(opening)
+            if not feed.follows or await self._is_level(feed):
+                return feed
+            self.give_up(feed)
+
+    async def _is_level(self, feed: Feed) -> bool:
+        head = await self._log.head(feed.key)
+        return (feed.seq, feed.epoch) == (head.seq, head.epoch) or await level(feed, self._log)
+
+    def _opening_begun(self, key: Key) -> asyncio.Task[Feed]:
+        opening = self._opening[key] = asyncio.create_task(self._open(key), name="open feed")
+        opening.add_done_callback(lambda task: forget(self._opening, key, task))
+        return opening
 
     async def _open(self, key: Key) -> Feed:
         if not self._shared:
@@ -102,7 +113,8 @@ class Feeds:
             self._nodes.unfollow(key)
             raise
         if (feed := self._feeds.get(key)) is not None:  # claimed meanwhile
-            self._nodes.unfollow(key)
+            if not feed.follows:
+                self._nodes.unfollow(key)
             return feed
         feed = self._made(key, head)
         feed.follows = True
@@ -137,7 +149,7 @@ class Feeds:
         if (opening := self._opening.get(key)) is not None:
             await asyncio.wait([opening])
         feed = self._feeds.get(key)
-        if feed is not None and not await self._levelled(feed, claim.head):
+        if feed is not None and self._shared and not await self._has_all(feed, claim.head):
             self.give_up(feed)
             if not feed.deleted:
                 claim = await self._mark_lost(key)
@@ -156,10 +168,12 @@ class Feeds:
             claim = await self._log.claim(key, instead_of=claim.owner)
         return claim
 
-    async def _levelled(self, feed: Feed, head: Head) -> bool:
-        """Whether the feed has what the log has. Nobody appends now but us."""
-        if not self._shared or (feed.seq, feed.epoch) == (head.seq, head.epoch):
+    async def _has_all(self, feed: Feed, head: Head) -> bool:
+        """Whether a feed has what the log has, or reads the rest of it. The log ends at `head`, and nobody appends."""
+        if (feed.seq, feed.epoch) == (head.seq, head.epoch):
             return True
+        if not feed.follows:  # it was to be released, and that failed
+            await self._follow(feed)
         return await level(feed, self._log)
 
     async def reclaim(self, feed: Feed) -> bool:
@@ -195,10 +209,12 @@ class Feeds:
 
     async def _release(self, feed: Feed) -> None:
         if not feed.fenced and not feed.handed_over:
-            following = self._following(feed.key)
-            await self._nodes.follow(feed.key, following)
-            feed.follows = True
+            await self._follow(feed)
         await self._log.release(feed.key)
+
+    async def _follow(self, feed: Feed) -> None:
+        await self._nodes.follow(feed.key, self._following(feed.key))
+        feed.follows = True
 
     def hand_over(self) -> None:
         """This node stops: whoever reads here over HTTP may go when level, and attach to another node."""

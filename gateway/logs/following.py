@@ -128,17 +128,18 @@ class Following:
 async def level(feed: Feed, log: Log) -> bool:
     """Reads on in the log until a followed feed has all of it; False when the log doesn't hold what the feed has, and
     then `feed.deleted` says whether it was erased. Raises `LogUnavailable`. Safe to cancel."""
-    while True:
+    while feed.follows:  # if it is ours meanwhile, what it has more than the log is on its way there
         at = Position(feed.seq, feed.epoch)
         if at.seq and await log.epoch_at(feed.key, at.seq) != at.epoch:
-            if feed.seq != at.seq:
+            if feed.seq != at.seq or not feed.follows:
                 continue  # something was pushed while we asked
             head = await log.head(feed.key)
-            feed.deleted = head.seq == 0 and head.stale
+            feed.deleted = feed.deleted or (head.seq == 0 and head.stale)
             return False
         entries = await log.read(feed.key, at.seq, SLICE_BYTES)
         fresh = [entry for entry in entries if entry.seq > feed.seq]
         if fresh and fresh[0].seq == feed.seq + 1:
             feed.extend(fresh)
         elif not fresh:
-            return True
+            break
+    return True

@@ -15,6 +15,7 @@ from gateway.edge.reader import Reader
 from gateway.logs import membership
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Elsewhere
+from gateway.logs.following import Following
 from gateway.logs.log import Key, Position
 from gateway.logs.opening import open_log, open_nodes
 from gateway.logs.redis_link import Call
@@ -146,6 +147,21 @@ async def test_what_one_node_writes_is_read_on_another(start: Start) -> None:
     assert text(seen) == "abc"
     late = entries_only(await frames_until(two, is_end))
     assert text(late) == "abc"
+
+
+async def test_who_attaches_sees_all_that_the_log_has_however_late_it_is_pushed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await start(ScriptedModel([["a"], asyncio.Event()])), await start(ScriptedModel([END]))
+    reading = await two.router.feed(KEY)
+    monkeypatch.setattr(Following, "received", lambda *_: None)
+    _, done = await say(one)
+    await (await one.router.feed(KEY)).when_committed(done.seq)
+    feed, turn = await two.router.attach(KEY)
+    assert feed is reading
+    assert turn is not None
+    assert turn.turn_id == done.turn_id
+    assert await feed.is_valid(Position(done.seq, 0))
 
 
 async def test_commands_find_the_owner(start: Start) -> None:
@@ -333,7 +349,7 @@ async def test_a_turn_whose_end_the_log_lost_runs_again(start: Start, monkeypatc
         mended = await reading
     assert isinstance(mended[0], Snapshot)
     assert mended[0].turn is not None
-    assert text(entries_only(mended[1:])) == "b"
+    assert mended[0].messages[-1].content + text(entries_only(mended[1:])) == "b"
 
 
 async def test_a_waiting_turn_is_taken_over_without_a_word(start: Start) -> None:
