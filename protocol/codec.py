@@ -21,6 +21,7 @@ from protocol.frames import (
     Context,
     LoggedFrame,
     Message,
+    Token,
 )
 from protocol.refusals import BAD, UNREADABLE, BadFrame, explain, not_an_object, valid_identifier
 
@@ -94,6 +95,9 @@ class Codec:
 
     def encode(self, frame: AnyFrame) -> bytes:
         """The bytes of one frame, always on one line in JSON. What only the log has to know isn't sent."""
+        kind = type(frame)
+        if kind is Token:
+            return self._encode(frame)
         if type(frame) is Message:
             return self._encode(_to_wire(frame))
         if type(frame) is Context:

@@ -6,7 +6,7 @@ Gateway and clients use the same fold: the session engine to know its turns, `GE
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, structs, to_builtins
@@ -72,15 +72,20 @@ class TurnFold:
     def rounds(self) -> int:
         return max((call.round for call in self.calls.values()), default=0)
 
+    def say(self, token: Token) -> None:
+        """Its next text."""
+        pieces = self.pieces
+        if not pieces:
+            self.pieces_from = token.first_seq or token.seq
+        elif len(pieces) == PIECES:
+            pieces[:] = ["".join(pieces)]
+        pieces.append(token.content)
+
     def apply(self, entry: Entry) -> None:
         """One of the turn's own entries after its `message`, in order."""
         match entry:
             case Token():
-                if not self.pieces:
-                    self.pieces_from = entry.first_seq or entry.seq
-                elif len(self.pieces) == PIECES:
-                    self.pieces = ["".join(self.pieces)]
-                self.pieces.append(entry.content)
+                self.say(entry)
             case FunctionCall():
                 self.keep_seq = entry.seq
                 if (asked := self.calls.get(entry.call_id)) is not None:
@@ -150,6 +155,12 @@ class Fold:
             self._by_call_id[entry.call_id] = turn
         elif turn.end is not None:
             del self._open[turn.turn_id]
+
+    def say(self, turn: TurnFold, tokens: Sequence[Token]) -> None:
+        """`apply_all` for tokens of one turn, which most entries are."""
+        for token in tokens:
+            turn.say(token)
+        self.seq, self.epoch = token.seq, token.epoch
 
     def _begin(self, message: Message) -> None:
         turn = TurnFold(message, keep_seq=message.seq)

@@ -9,10 +9,14 @@ from typing import Final
 
 from websockets.frames import Frame, Opcode
 
-# Complete headers of unmasked, unfragmented frames under 126 bytes, by length. Most frames are tokens, and a look-up
+# Complete headers of unmasked, unfragmented frames under 512 bytes, by length. Most frames are tokens, and a look-up
 # costs a third of packing.
-_SHORT: Final = {
-    opcode: tuple(bytes((0x80 | opcode, length)) for length in range(126)) for opcode in (Opcode.TEXT, Opcode.BINARY)
+_HEADERS: Final = {
+    opcode: tuple(
+        bytes((0x80 | opcode, length)) if length < 126 else struct.pack("!BBH", 0x80 | opcode, 126, length)
+        for length in range(512)
+    )
+    for opcode in (Opcode.TEXT, Opcode.BINARY)
 }
 
 _PONG: Final = bytes((0x80 | Opcode.PONG,))
@@ -21,12 +25,14 @@ PING: Final = bytes((0x80 | Opcode.PING, 0))
 
 def pack(opcode: Opcode, payloads: Sequence[bytes]) -> bytes:
     """Each payload as one message in one frame, as a server sends it."""
-    short = _SHORT[opcode]
+    headers = _HEADERS[opcode]
+    if len(payloads) == 1 and len(payloads[0]) < len(headers):
+        return headers[len(payloads[0])] + payloads[0]
     parts: list[bytes] = []
     for payload in payloads:
         length = len(payload)
-        if length < 126:
-            parts.append(short[length])
+        if length < len(headers):
+            parts.append(headers[length])
         elif length < 65536:
             parts.append(struct.pack("!BBH", 0x80 | opcode, 126, length))
         else:

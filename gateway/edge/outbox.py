@@ -129,18 +129,17 @@ class Outbox:
         """One write for all that is due: direct answers, then slices, while the socket takes them."""
         self._flushing = False
         out, self._direct = self._direct, []
-        size = 0
-        if not self._shell.paused:
-            woken, self._ready = iter(self._ready), {}
-            for sub in woken:
-                size += 0 if sub.closed else self._take(sub, out)
-                if size >= FLUSH_BYTES:
-                    break
-            # Those whose turn hasn't come go ahead of those that have more.
-            self._ready = {**dict.fromkeys(woken), **self._ready}
+        ready = self._ready
+        turns, room = 0 if self._shell.paused else len(ready), FLUSH_BYTES
+        while turns and ready and room > 0:
+            turns -= 1
+            sub = next(iter(ready))
+            del ready[sub]  # it comes behind the others if it has more
+            if not sub.closed:
+                room -= self._take(sub, out)
         if out:
             self._shell.write(out)
-        if self._ready and not self._shell.paused:
+        if ready and not self._shell.paused:
             self._schedule()
 
     def _take(self, sub: Subscription, out: list[bytes]) -> int:
@@ -159,7 +158,7 @@ class Outbox:
             return 0
         payloads = self._encoded(sub, made)
         out += payloads
-        if not sub.cursor.level or feed.deleted:
+        if made.upto.seq < feed.visible or feed.deleted:
             self._ready[sub] = None
         return sum(map(len, payloads))
 

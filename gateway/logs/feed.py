@@ -45,19 +45,17 @@ class Slice(Struct, frozen=True):
     encoded: dict[str, list[bytes]]
     whole: bool
     """Nothing more could be added to it, however far the log goes on."""
-
-    @property
-    def upto(self) -> Position:
-        last = self.frames[-1]
-        return Position(last.seq, last.epoch)
+    upto: Position
+    """Of its last entry."""
 
 
 def _slice(entries: list[Entry]) -> Slice:
     frames = entries if len(entries) == 1 else merge(entries)
-    return Slice(frames, {}, whole=frames[-1].seq < entries[-1].seq)
+    last = frames[-1]
+    return Slice(frames, {}, last.seq < entries[-1].seq, Position(last.seq, last.epoch))
 
 
-NOTHING_NEW = Slice([], {}, whole=False)
+NOTHING_NEW = Slice([], {}, False, Position(0, 0))
 
 
 def _size(entry: Entry) -> int:
@@ -185,6 +183,26 @@ class Feed:
         if self.visible != seen:
             self._wake()
 
+    def append_tokens(self, tokens: list[Token]) -> None:
+        """`append` for nothing but tokens, which most entries are."""
+        if self.fenced:
+            return
+        if tokens[0].seq != self.seq + 1:
+            raise AssertionError(f"entry {tokens[0].seq} can't follow {self.seq}")
+        size = 0
+        for token in tokens:
+            size += ENTRY_OVERHEAD_BYTES + len(token.content)
+        self.tail += tokens
+        self.tail_bytes += size
+        self.uncommitted += tokens
+        self.uncommitted_bytes += size
+        follows = self.visible == self.seq
+        self.seq += len(tokens)
+        self._journal.due(self, urgent=False)
+        if follows and self._journal.available:
+            self.visible = self.seq
+            self._wake()
+
     @property
     def has_room(self) -> bool:
         return self.uncommitted_bytes < UNCOMMITTED_BYTES and not self.fenced
@@ -219,10 +237,10 @@ class Feed:
             self.inflight, self.uncommitted = self.uncommitted, []
         if not self.inflight:
             return None
-        # One append has one epoch: what was begun in the next waits for the next commit.
         epoch = self.inflight[0].epoch
-        cut = next((i for i, entry in enumerate(self.inflight) if entry.epoch != epoch), None)
-        if cut is not None:
+        if self.inflight[-1].epoch != epoch:
+            # One append has one epoch: what was begun in the next waits for the next commit.
+            cut = next(i for i, entry in enumerate(self.inflight) if entry.epoch != epoch)
             self.inflight, self.uncommitted = self.inflight[:cut], self.inflight[cut:] + self.uncommitted
         after = Position(self.committed, self.committed_epoch) if self.committed else Position(0, 0)
         return Append(self.key, after, self.inflight)
@@ -331,11 +349,7 @@ class Feed:
         if after < self.tail_start:
             return None
         cached = self._slice
-        if (
-            cached is not None
-            and self._slice_after == after
-            and (cached.whole or cached.frames[-1].seq == self.visible)
-        ):
+        if cached is not None and self._slice_after == after and (cached.whole or cached.upto.seq == self.visible):
             return cached
         entries = self.tail[after - self.tail_start : self.visible - self.tail_start]
         if not entries:

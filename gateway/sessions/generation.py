@@ -25,6 +25,7 @@ from protocol.codes import ErrorCode, Refusal
 from protocol.frames import FinishReason, Usage
 
 ATTEMPTS = 3
+_STREAMING = State.STREAMING
 RETRY_BASE_S = 0.5
 
 log_lines = structlog.get_logger(__name__)
@@ -126,31 +127,31 @@ class Generation:
 
     def take(self, events: list[ModelEvent], since: float) -> float:
         """One read, made into entries at once, or held by the batcher."""
-        owner, now = self._owner, self._loop.time()
-        state = owner.state
-        if state.over:  # stopped in this turn of the loop; the model will hear of it in the next
-            return math.inf
-        pieces = [event for event in events if type(event) is str]
-        if len(pieces) != len(events):
+        state, now, batcher = self._owner.state, self._loop.time(), self._batcher
+        pieces = [event for event in events if isinstance(event, str)]
+        if len(pieces) < len(events):
             self._note(events)
-        if state is State.REQUESTED and (pieces or self.calls is not None):
-            self._engine.metrics.first_token(now - self._started_at)
-            owner.move(Event.OUTPUT)
+        if state is not _STREAMING:
+            if state.over:  # stopped in this turn of the loop; the model will hear of it in the next
+                return math.inf
+            if pieces or self.calls is not None:
+                self._engine.metrics.first_token(now - self._started_at)
+                self._owner.move(Event.OUTPUT)
         if pieces:
             self.tokens += len(pieces)
-            if self._batcher is None:
+            if batcher is None:
                 self._emit(pieces)
                 self._engine.metrics.tokens(len(pieces), now - since)
             else:
-                self._batch(self._batcher, pieces, since, now)
-        if now >= self._rearm_at and owner.state is State.STREAMING:
+                self._batch(batcher, pieces, since, now)
+        if now >= self._rearm_at and self._owner.state is _STREAMING:
             # Re-arming at every read would cost more than the read: an eighth of slack saves it.
             timeout_s = self._engine.model_settings.token_timeout_s
             self._rearm(now + 1.125 * timeout_s)
             self._rearm_at = now + 0.125 * timeout_s
-        if not owner.feed.has_room:
+        if not self._owner.feed.has_room:
             return math.inf
-        return self._batcher.unread_s() if self._batcher is not None and pieces else 0.0
+        return batcher.unread_s() if batcher is not None and pieces else 0.0
 
     async def room(self) -> None:
         """While the log can't be written it is no fault of the model that it isn't heard."""

@@ -38,7 +38,7 @@ from protocol.frames import (
     Token,
     Usage,
 )
-from protocol.merge import split
+from protocol.merge import TOKEN_CHARS, split
 
 MAX_RESTARTS = 3
 
@@ -242,24 +242,26 @@ class Session:
 
     # ------------------------------------------------------------ for the running turn (`turn.Host`)
 
-    def append_text(self, turn_id: str, pieces: list[str]) -> None:
+    def append_text(self, turn: TurnFold, pieces: list[str]) -> None:
         """One token entry for each piece; longer ones are split."""
+        if max(map(len, pieces)) > TOKEN_CHARS:
+            pieces = [part for piece in pieces for part in split(piece)]
         feed = self.feed
         seq, epoch = feed.next_position()
-        metadata = feed.stamp()
-        conversation_id = feed.key.conversation_id
+        conversation_id, turn_id, metadata = feed.key.conversation_id, turn.message.turn_id, feed.stamp()
         tokens = [
             Token(
                 conversation_id=conversation_id,
                 turn_id=turn_id,
-                seq=seq + i,
+                seq=number,
                 epoch=epoch,
                 metadata=metadata,
                 content=text,
             )
-            for i, text in enumerate(text for piece in pieces for text in split(piece))
+            for number, text in enumerate(pieces, seq)
         ]
-        self._append(*tokens)
+        feed.append_tokens(tokens)
+        self.fold.say(turn, tokens)
 
     def append_context(self, turn_id: str, compaction: Compaction) -> None:
         """What older turns became; the model calls after it start from there."""

@@ -7,6 +7,7 @@ the turn ends; `Session` appends, and makes sure that a turn ends once.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -37,7 +38,7 @@ class Host(Protocol):
     fold: Fold
     token_counts: dict[str, int]
 
-    def append_text(self, turn_id: str, pieces: list[str]) -> None: ...
+    def append_text(self, turn: TurnFold, pieces: list[str]) -> None: ...
 
     def append_context(self, turn_id: str, compaction: Compaction) -> None: ...
 
@@ -171,7 +172,7 @@ class TurnRun:
             request = structs.replace(request, messages=[*request.messages, *more])
         self.move(Event.PREPARED)
         self._earlier_tokens = self.tokens
-        generation = self._generation = Generation(self, self._engine, self._emit)
+        generation = self._generation = Generation(self, self._engine, partial(self._host.append_text, self.turn))
         await generation.run(request)
         self.usage = _sum(self.usage, generation.usage)
         if generation.calls is None or generation.reason is not None:
@@ -180,9 +181,6 @@ class TurnRun:
             text = f"The model asked for functions more than {MAX_ROUNDS} times in one turn."
             raise Refusal(ErrorCode.STREAM_ERROR, text, retryable=False)
         return generation.calls.whole(self._known_tools())
-
-    def _emit(self, pieces: list[str]) -> None:
-        self._host.append_text(self.turn.turn_id, pieces)
 
     def _known_tools(self) -> dict[str, Tool]:
         options = self.turn.message.options

@@ -137,7 +137,7 @@ class Metrics(Collector):
         self._tokens = self.counter("convobase_tokens_total", "Token entries that readers could see.")
         self._latency = self.histogram(
             "convobase_stream_token_latency_seconds",
-            "From the upstream read that brought a token until readers could see it.",
+            "From when a token could have been read from upstream, at the earliest, until readers could see it.",
             LATENCY_BUCKETS_S,
         )
         self._first_token = self.histogram(
@@ -165,9 +165,11 @@ class Metrics(Collector):
         self._first_token.observe(seconds)
 
     def tokens(self, n: int, latency_s: float) -> None:
-        """`n` token entries became visible, `latency_s` after the upstream read that brought them."""
+        """`n` token entries became visible, `latency_s` after the earliest moment at which they could be read."""
         self._tokens.value += n
-        self._latency.observe(latency_s, n)
+        latency = self._latency  # written out, as it runs for every token
+        latency.counts[bisect_left(LATENCY_BUCKETS_S, latency_s)] += n
+        latency.sum += latency_s * n
 
     def stream_ended(self, outcome: str, duration_s: float, tokens: int) -> None:
         """A turn of `tokens` token entries ended: `completed`, `cancelled` or `failed` (see `stream_failed`)."""

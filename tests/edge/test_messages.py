@@ -13,7 +13,7 @@ TEXT, BINARY, CONT = Opcode.TEXT, Opcode.BINARY, Opcode.CONT
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 65535, 65536])
+@pytest.mark.parametrize("length", [0, 1, 125, 126, 127, 511, 512, 65535, 65536])
 def test_pack_writes_what_the_library_would(opcode: Opcode, length: int) -> None:
     payload = b"x" * length
     assert pack(opcode, [payload]) == Frame(opcode, payload).serialize(mask=False)
