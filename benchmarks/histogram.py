@@ -61,13 +61,12 @@ class Histogram:
         made: list[tuple[float, float]] = []
         if not self.counts:
             return made
-        rest = 1.0
+        rest, last = 1.0, 1 - 1 / self.count
         while rest * self.count > 1:
-            for step in range(points_per_half):
-                share = 1 - rest * (1 - step / (2 * points_per_half))
-                made.append((100 * share, self.percentile_us(100 * share)))
+            shares = (1 - rest * (1 - step / (2 * points_per_half)) for step in range(points_per_half))
+            made += [(100 * share, self.percentile_us(100 * share)) for share in shares if share < last]
             rest /= 2
-        made.append((100 * (1 - 1 / self.count), float(self.max_us)))
+        made.append((100 * last, float(self.max_us)))
         return made
 
     def hdr(self) -> HdrHistogram:

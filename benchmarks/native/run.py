@@ -70,8 +70,10 @@ class Load:
     slow_tokens: int
     all_asked: int
     all_done: int
-    broken_order: int
-    """Gaps, duplicates and turns whose length was another than their server said."""
+    gaps: int
+    duplicates: int
+    wrong_length: int
+    """Turns whose text was longer or shorter than their server said."""
     errors: dict[str, int]
     slices: list[dict[str, Any]]
     """Of each second: `at_s`, `tokens` and `cpu_ns` since the beginning."""
@@ -96,7 +98,8 @@ class Load:
     def problems(self) -> list[str]:
         """Why its figures may not mean what they should; empty: no reason."""
         found = [f"{code} {count}×" for code, count in self.errors.items()]
-        return found + ([f"order broken {self.broken_order}×"] if self.broken_order else [])
+        broken = {"gap": self.gaps, "duplicate": self.duplicates, "wrong length": self.wrong_length}
+        return found + [f"{what} {count}×" for what, count in broken.items() if count]
 
     @classmethod
     def told(cls, line: bytes) -> Load:
@@ -110,7 +113,6 @@ class Load:
             | {
                 "cpu_s": [spent / 1e9 for spent in raw["cpu_ns"]],
                 "own_cpu_s": raw["own_cpu_ns"] / 1e9,
-                "broken_order": raw["gaps"] + raw["duplicates"] + raw["wrong_length"],
                 "first_token": Histogram.told(raw[whole]),
             }
         )
