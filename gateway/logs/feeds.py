@@ -190,6 +190,18 @@ class Feeds:
             await self._mark_lost(feed.key)
         return False
 
+    def owned(self) -> list[Feed]:
+        """Those that are ours, as far as we know."""
+        feeds = list(self._feeds.values()) if self._shared else []
+        return [feed for feed in feeds if not feed.follows and feed.key not in self._releasing]
+
+    async def still_owns(self, feed: Feed) -> bool:
+        """Whether a feed of ours is ours by the log, too, and nobody else wrote to it meanwhile."""
+        claim = await self._log.claim(feed.key)
+        if feed.follows and claim.owner is None:  # it was released while we asked
+            await self._log.release(feed.key)
+        return claim.owner is None and claim.head.epoch <= feed.epoch
+
     async def _mark_lost(self, key: Key) -> Claim:
         """Entries of a conversation of ours aren't in the log any more. They may have been seen, and a place must not
         be used twice: so the next entry is of a new epoch. A turn that is begun again spends an attempt, as whatever

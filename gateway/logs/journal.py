@@ -19,6 +19,7 @@ from gateway.logs.nodes import Alone, Nodes
 
 TOKEN_DELAY_S = 0.01
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
+RECHECK_AT_ONCE = 256
 
 log_lines = structlog.get_logger(__name__)
 
@@ -143,6 +144,20 @@ class Journal:
                 self.feeds.give_up(feed)
                 self.on_refused(feed)
         return in_doubt
+
+    async def recheck(self) -> None:
+        """Finds out what others have taken over while this node was silent: an idle conversation is refused nothing,
+        and its readers here wouldn't see what the new owner writes. Raises `LogUnavailable`."""
+        feeds = self.feeds.owned()
+        for start in range(0, len(feeds), RECHECK_AT_ONCE):
+            some = feeds[start : start + RECHECK_AT_ONCE]
+            asked = await asyncio.gather(*map(self.feeds.still_owns, some), return_exceptions=True)
+            for feed, ours in zip(some, asked, strict=True):
+                if isinstance(ours, BaseException):
+                    raise ours
+                if not ours and not feed.fenced:
+                    self.feeds.give_up(feed)
+                    self.on_refused(feed)
 
     async def _commit(self, batch: list[Append]) -> list[bool]:
         """As the log's `commit`. An append that no log can take costs its own conversation, and no other."""

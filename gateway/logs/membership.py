@@ -9,6 +9,9 @@ that moment, but no clocks are compared: all that counts is whether a node's bea
     LIVE --the observation was interrupted--> UNKNOWN
     any --its beat says that it left--> LEFT, for good
 
+The same holds the other way: who finds that `LEASE_S` may have passed between two of its own beats, by its own clock or
+by the server's, may have been found lost, and what it owned may be another's.
+
 The observation is interrupted when one of our own beats fails, or comes more than `PAUSE_S` after the one before. So
 whatever keeps all nodes from beating (the server is down, slow, full) never makes a live one look dead: whoever can
 beat again has to look for another `LEASE_S`, and that is enough for the others to beat again, too. Nor does a table
@@ -54,6 +57,10 @@ class Membership:
         self._asked_s = 0.0
         self._last_s: float | None = None
         """Of the last beat; None: it failed, or there was none yet."""
+        self._mine: tuple[float, int] | None = None
+        """When the last beat was sent that got through, and what it was by the server."""
+        self.was_away = False
+        """Before the last beat others may have found this node lost."""
 
     def beaten(self, table: Mapping[str, int], *, asked_s: float, now_s: float) -> list[str]:
         """Takes the table that a beat, sent at `asked_s`, brought at `now_s`; a node's value is negative once it
@@ -61,6 +68,7 @@ class Membership:
         anew = not self._watching(now_s)
         if anew:
             self._watching_since_s = now_s
+        self._note_mine(table.get(self._node_id, 0), asked_s, now_s)
         self._asked_s, self._last_s = asked_s, now_s
         found: list[str] = []
         for node_id in [*table, *(known for known in self._nodes if known not in table)]:
@@ -75,6 +83,11 @@ class Membership:
                 if seen.beat is None:
                     del self._nodes[node_id]  # `is_lost` knows without it
         return found
+
+    def _note_mine(self, beat: int, asked_s: float, now_s: float) -> None:
+        before, self._mine = self._mine, (asked_s, beat)
+        # A machine that was suspended may have a clock that was, too.
+        self.was_away = before is not None and max(now_s - before[0], (beat - before[1]) / 1000) >= LEASE_S
 
     def _look(self, before: _Seen | None, beat: int | None, anew: bool) -> _Seen:
         """The table says `beat` of a node that was seen as `before`."""

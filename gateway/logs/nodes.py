@@ -53,6 +53,9 @@ class Nodes(Protocol):
     """Of this process; made new at every start, so a node that stopped never comes back."""
     on_lost: Callable[[str], None] | None
     """Called on the event loop, once for each node that is found lost. Must not raise."""
+    on_away: Callable[[], None] | None
+    """Called on the event loop when this node is back after it was silent for so long that others may have found it
+    lost. Must not raise."""
 
     async def open(self, handler: Handler) -> None:
         """Joins: from here on others see this node. Raises `LogUnavailable`. If it is cancelled, `close`."""
@@ -102,6 +105,7 @@ class Alone:
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
         self.on_lost: Callable[[str], None] | None = None
+        self.on_away: Callable[[], None] | None = None
 
     async def open(self, handler: Handler) -> None:
         """Nobody will ask."""

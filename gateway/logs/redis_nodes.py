@@ -58,6 +58,7 @@ class RedisNodes:
     def __init__(self, link: RedisLink, node_id: str) -> None:
         self.node_id = node_id
         self.on_lost: Callable[[str], None] | None = None
+        self.on_away: Callable[[], None] | None = None
         self._link = link
         self._slot = slot_of(NODES)
         self._table = link.names.tagged(NODES, "beats")
@@ -146,6 +147,10 @@ class RedisNodes:
             self._asking.gone(node_id)
             if self.on_lost is not None:
                 self.on_lost(node_id)
+        if self._members.was_away:
+            log_lines.warning("this node was silent; others may have taken over what it was doing")
+            if self.on_away is not None:
+                self.on_away()
 
     async def _tell(self, what: bytes) -> dict[str, int]:
         """Writes our beat, or that we leave, and returns the table."""

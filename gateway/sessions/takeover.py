@@ -23,6 +23,8 @@ from protocol.codes import Refusal
 AT_ONCE = 32
 """Conversations that are loaded side by side."""
 RETRY_FIRST_S = 0.5
+SEEN_S = 4.0
+"""By then others know that a node beats again, and what they had begun before is done."""
 FIRST_LOOK_S, LOOK_S = 4.0, 30.0
 """A node that isn't known yet is found lost within the first of these."""
 
@@ -52,10 +54,11 @@ class TakeOver:
         await self._recover(await self._journal.log.unfinished(""), lost=self._journal.log.unclean)
         if self._journal.feeds.shared:
             self._journal.nodes.on_lost = self._node_lost
+            self._journal.nodes.on_away = self._was_away
             self._spawn(self._look_around())
 
     async def close(self) -> None:
-        self._journal.nodes.on_lost = None
+        self._journal.nodes.on_lost = self._journal.nodes.on_away = None
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -67,6 +70,21 @@ class TakeOver:
 
     def _node_lost(self, node_id: str) -> None:
         self._spawn(self._take_from(node_id))
+
+    def _was_away(self) -> None:
+        self._spawn(self._recheck())
+
+    async def _recheck(self) -> None:
+        """Others may still take over for a moment, until they see that this node is back: so it looks twice."""
+        for pause_s in (0, SEEN_S):
+            await asyncio.sleep(pause_s)
+            while True:
+                try:
+                    await self._journal.recheck()
+                    break
+                except LogUnavailable as problem:
+                    log_lines.warning("can't look what is still this node's", problem=str(problem))
+                    await asyncio.sleep(1)
 
     async def _take_from(self, node_id: str) -> None:
         """Everything that a lost node was doing, however long the log takes to tell; and what it gave up in its last

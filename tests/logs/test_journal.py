@@ -230,6 +230,7 @@ class Others:
 
     node_id = "me"
     on_lost: Callable[[str], None] | None = None
+    on_away: Callable[[], None] | None = None
 
     async def open(self, handler: Handler) -> None: ...
 

@@ -73,6 +73,24 @@ def test_a_frozen_node_that_wakes_is_live_again_and_can_be_lost_again() -> None:
     assert watch.found == [(3.0, X), (6.5, X)]
 
 
+def test_who_was_away_for_the_lease_knows_it_by_either_clock() -> None:
+    watch = Watch()
+    watch.beats(0.0, 4.0)
+    assert not watch.members.was_away
+    watch.members.failed()
+    watch.beat(4.0 + LEASE_S - 0.1, took=0.05)
+    assert not watch.members.was_away
+    for _ in range(20):
+        watch.members.failed()
+    watch.beat(7.0, took=LEASE_S)
+    assert watch.members.was_away, "it may have been late"
+    watch.beat(10.5)
+    watch.beat(11.0, me=14_000)
+    assert watch.members.was_away, "by the server's clock"
+    watch.beat(11.5, me=14_500)
+    assert not watch.members.was_away
+
+
 def test_a_node_that_left_is_known_at_once_and_for_good() -> None:
     watch = Watch()
     watch.beat(0.0, x=1)

@@ -107,6 +107,19 @@ async def die(node: Node) -> None:
     await asyncio.wait([beats])
 
 
+async def finds_lost(one: Node, other: Node) -> None:
+    async with asyncio.timeout(10):
+        while not one.journal.nodes.is_lost(other.log.node_id):
+            await asyncio.sleep(0.02)
+
+
+def revive(node: Node) -> None:
+    """Undoes `die`."""
+    nodes = node.journal.nodes
+    assert isinstance(nodes, RedisNodes)
+    nodes._beats = asyncio.create_task(nodes._keep_beating())
+
+
 async def lose_last(node: Node, key: Key, entries: list[Entry | Snapshot]) -> None:
     """What a failover to a replica that was an append behind does to a conversation whose last append was a `done`."""
     log, end = node.log, entries[-1]
@@ -350,6 +363,24 @@ async def test_a_turn_whose_end_the_log_lost_runs_again(start: Start, monkeypatc
     assert isinstance(mended[0], Snapshot)
     assert mended[0].turn is not None
     assert mended[0].messages[-1].content + text(entries_only(mended[1:])) == "b"
+
+
+async def test_readers_of_a_node_that_was_frozen_go_on_with_the_new_owner(start: Start) -> None:
+    """Their conversation is idle there: nothing that it would write is refused."""
+    one, two = await start(ScriptedModel([["a"], END])), await start(ScriptedModel([["b"], END]))
+    await say(one)
+    await frames_until(one, is_end)
+    reading = asyncio.create_task(frames_until(one, lambda frame: is_end(frame) and frame.seq > 3))
+    await knows(two, one)
+    await die(one)
+    await finds_lost(two, one)
+    _, done = await say(two, "and then?")
+    await frames_until(two, is_end, Position(done.seq - 1, -1))
+    assert one.pool.sessions == 1
+    revive(one)
+    seen = entries_only(await reading)
+    assert text(seen) == "ab"
+    assert seen[-1].epoch > 0
 
 
 async def test_a_waiting_turn_is_taken_over_without_a_word(start: Start) -> None:
