@@ -130,8 +130,9 @@ class Log(Protocol):
         """The epoch of entry `seq`; None when the log has no such entry."""
         ...
 
-    async def erase(self, key: Key) -> None:
-        """Removes every entry; only what keeps epochs from being used twice is remembered. Idempotent."""
+    async def erase(self, key: Key) -> bool:
+        """Removes every entry; only what keeps epochs from being used twice is remembered. Idempotent. False: another
+        node owns the conversation, and nothing was removed."""
         ...
 
     async def unfinished(self, owner: str | None = None) -> list[Key]:

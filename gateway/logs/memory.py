@@ -75,11 +75,12 @@ class MemoryLog:
         entries = self._entries.get(key, ())
         return entries[seq - 1].epoch if 0 < seq <= len(entries) else None
 
-    async def erase(self, key: Key) -> None:
+    async def erase(self, key: Key) -> bool:
         self._check_open()
         if key in self._heads:
             self._heads[key] = fencing.erased(self._heads[key])
             self._entries.pop(key, None)
+        return True
 
     async def unfinished(self, owner: str | None = None) -> list[Key]:
         self._check_open()

@@ -26,6 +26,8 @@ READ_SEGMENTS = 512
 """Bound of one read, for which the server takes some 0.4 ms."""
 EXPIRE_AT_ONCE = 64
 """Conversations of a partition that one step of `expire` erases."""
+_ANOTHERS = 2
+"""What `erase.lua` says of another node's."""
 
 
 class RedisLog:
@@ -210,8 +212,8 @@ class RedisLog:
 
     # ------------------------------------------------------------ erasing
 
-    async def erase(self, key: Key) -> None:
-        await self._erase([key], "")
+    async def erase(self, key: Key) -> bool:
+        return await self._erase([key], "") != [_ANOTHERS]
 
     async def expire(self, before_ms: int, *, leave_to: Sequence[str] = ()) -> list[Key]:
         """In steps, with other commands in between. Cancelled, it leaves the rest for the next time."""
@@ -222,7 +224,8 @@ class RedisLog:
         while left:
             found = await self.link.call_all([self._aged(*place, before_ms) for place in left.items()], read=True)
             aged = {number: [key_of(name) for name in names] for number, names in zip(left, found, strict=True)}
-            gone = await self._erase([key for keys in aged.values() for key in keys], before_ms, leave_to)
+            due = [key for keys in aged.values() for key in keys]
+            gone = [key for key, how in zip(due, await self._erase(due, before_ms, leave_to), strict=True) if how]
             erased += gone
             left = {
                 number: left[number] + len(set(keys).difference(gone))
@@ -236,8 +239,9 @@ class RedisLog:
         command: list[Part] = ["ZRANGE", name, "-inf", f"({before_ms}", "BYSCORE", "LIMIT", skip, EXPIRE_AT_ONCE]
         return Call(slot_of(number), None, [], command)
 
-    async def _erase(self, keys: Sequence[Key], before_ms: int | str, leave_to: Sequence[str] = ()) -> list[Key]:
-        """Erases those that aged before the time, or all if that is "". Returns which it erased."""
+    async def _erase(self, keys: Sequence[Key], before_ms: int | str, leave_to: Sequence[str] = ()) -> list[int]:
+        """Erases those that aged before the time, or, if that is "", all that aren't another node's. Returns what
+        `erase.lua` says of each."""
         others = "".join(f"{node_id} " for node_id in leave_to)
         stager = self._opened()
         places = [stager.place(key) for key in keys]
@@ -246,12 +250,12 @@ class RedisLog:
                 place.slot,
                 ERASE,
                 stager.keys(place),
-                [before_ms, self._tombstone_ms, redis_published.ERASED, others, place.member],
+                [before_ms, self._tombstone_ms, redis_published.ERASED, others, self.node_id, place.member],
             )
             for place in places
         ]
         replies = await self.link.call_all(calls)
-        return [key for key, [erased] in zip(keys, replies, strict=True) if erased]
+        return [how for [how] in replies]
 
     def _opened(self) -> Stager:
         if self._stager is None:

@@ -141,8 +141,9 @@ class SqliteLog:
         found = self._recent.epoch_at(key, seq) if self._store is not None else None
         return await self._on_reader(epoch_in_segments, key, seq) if found is None else found
 
-    async def erase(self, key: Key) -> None:
+    async def erase(self, key: Key) -> bool:
         await self._on_writer(lambda: self._opened().erase(key))
+        return True
 
     async def unfinished(self, owner: str | None = None) -> list[Key]:
         if owner not in (None, "", self.node_id):

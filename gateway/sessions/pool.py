@@ -144,23 +144,34 @@ class SessionPool:
 
     async def _delete(self, key: Key) -> None:
         session = await self._loaded(key)
+        while not await self.journal.feeds.still_owns(session.feed):  # readers here mustn't hear of an end that isn't
+            self._drop(session)
+            session = await self._loaded(key)
         feed = session.feed
         session.draining = True
         session.cancel_all()
         try:
             await feed.when_committed(feed.seq)
             await feed.end(DELETE_GRACE_S)
-            await self._erase(feed.key)
+            if not await self._erase(feed):
+                raise LogUnavailable("this conversation was taken over while it was deleted")
         finally:
             self._drop(session)
 
-    async def _erase(self, key: Key) -> None:
-        """Readers were told already, so it is tried until the log can do it."""
+    async def _erase(self, feed: Feed) -> bool:
+        """Readers were told already, so it is tried until the log can do it. False: another node has it now."""
+        log, tried = self.journal.log, False
         while True:
             try:
-                return await self.journal.log.erase(key)
+                if tried and not await self.journal.feeds.still_owns(feed):
+                    return False  # it may have been done, and the id be in use again
+                erased = await log.erase(feed.key)
+                if tried:
+                    await log.release(feed.key)
+                return erased
             except LogUnavailable as problem:
                 log_lines.warning("a conversation can't be erased yet", problem=str(problem))
+                tried = True
                 await asyncio.sleep(ERASE_RETRY_S)
 
     def _drop(self, session: Session) -> None:

@@ -234,6 +234,52 @@ async def test_deleting_reaches_the_owner_and_all_readers(start: Start) -> None:
     assert (await frames_until(one, is_end))[0].epoch > 0
 
 
+async def test_who_was_frozen_over_a_deletion_erases_nothing_that_came_after(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await start(ScriptedModel([["a"], END])), await start(ScriptedModel([["b"], END]))
+    await say(one)
+    await frames_until(one, is_end)
+    erase, frozen, thawed = one.log.erase, asyncio.Event(), asyncio.Event()
+
+    async def later(key: Key) -> bool:
+        frozen.set()
+        await thawed.wait()
+        return await erase(key)
+
+    monkeypatch.setattr(one.log, "erase", later)
+    deleting = asyncio.create_task(one.router.delete(KEY))
+    await frozen.wait()
+    await knows(two, one)
+    await die(one)
+    await finds_lost(two, one)
+    _, done = await say(two, "and then?")
+    await frames_until(two, is_end, Position(done.seq - 1, -1))
+    thawed.set()
+    with pytest.raises(Refusal, match="OVERLOADED"):
+        await deleting
+    assert text(await two.entries()) == "ab"
+
+
+async def test_a_deletion_that_was_asked_of_a_frozen_node_is_the_new_owners(start: Start) -> None:
+    one, two = await start(ScriptedModel([["a"], END])), await start(ScriptedModel([["b"], END]))
+    await say(one)
+    await frames_until(one, is_end)
+    await knows(two, one)
+    await die(one)
+    await finds_lost(two, one)
+    _, done = await say(two, "and then?")
+    await frames_until(two, is_end, Position(done.seq - 1, -1))
+    reading = asyncio.create_task(frames_until(one, lambda _: False))
+    with pytest.raises(Elsewhere):
+        await one.pool.delete(KEY)
+    assert text(await two.entries()) == "ab"
+    await one.router.delete(KEY)
+    assert await two.entries() == []
+    with pytest.raises(AssertionError, match="ended after"):
+        await reading
+
+
 # ---------------------------------------------------------------- handing over
 
 

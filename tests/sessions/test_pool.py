@@ -250,10 +250,10 @@ async def test_two_deletions_at_once_dont_erase_what_begins_after_them(monkeypat
             erased = 0
             erase = node.log.erase
 
-            async def counting(key: Key) -> None:
+            async def counting(key: Key) -> bool:
                 nonlocal erased
                 erased += 1
-                await erase(key)
+                return await erase(key)
 
             monkeypatch.setattr(node.log, "erase", counting)
             deletions = [asyncio.create_task(node.pool.delete(KEY)) for _ in range(3)]
@@ -301,10 +301,10 @@ async def test_a_deletion_that_the_log_refuses_goes_on_by_itself(monkeypatch: py
         await node.ask()
         erase, down = node.log.erase, asyncio.Event()
 
-        async def not_yet(key: Key) -> None:
+        async def not_yet(key: Key) -> bool:
             if not down.is_set():
                 raise LogUnavailable("down")
-            await erase(key)
+            return await erase(key)
 
         monkeypatch.setattr(node.log, "erase", not_yet)
         with pytest.raises(Refusal, match="OVERLOADED"):

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- Erases conversations: leaves a tombstone with the last epoch, and tells whoever follows them.
 -- KEYS: of each its log (and channel), meta, open, owners, aged. ARGV: the time before which they must have aged (ms),
--- or "" for no such condition; how long a tombstone is kept (ms); what is published; nodes whose conversations are left
--- to them, each followed by a space; then of each its member.
--- Returns of each 1: erased; 0: there is nothing, or it hasn't aged, or is left to its owner.
-local before, tombstone_ms, erased, others = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+-- or "" where it is this node that must own them, or nobody; how long a tombstone is kept (ms); what is published;
+-- nodes whose conversations are left to them, each followed by a space; this node; then of each its member.
+-- Returns of each 1: erased; 0: there is nothing, or it hasn't aged, or is left to its owner; 2: it is another node's.
+local before, tombstone_ms, erased, others, me = unpack(ARGV, 1, 5)
 
 local function erase(log, meta, open, owners, aged, member)
   if before ~= '' then
@@ -15,6 +15,9 @@ local function erase(log, meta, open, owners, aged, member)
   end
   local fence = redis.call('HGET', meta, 'f')
   local epoch, seq, owner, flags = string.match(fence or '0-0 ', '^(%d+)-(%d+) ([^+!?]*)(.*)$')
+  if before == '' and owner ~= '' and owner ~= me then
+    return 2
+  end
   if owner ~= '' and string.find(others, owner .. ' ', 1, true) then
     return 0
   end
@@ -38,6 +41,6 @@ end
 local done = {}
 for key = 1, #KEYS, 5 do
   local log, meta, open, owners, aged = unpack(KEYS, key, key + 4)
-  done[#done + 1] = erase(log, meta, open, owners, aged, ARGV[#done + 5])
+  done[#done + 1] = erase(log, meta, open, owners, aged, ARGV[#done + 6])
 end
 return done
