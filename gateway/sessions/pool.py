@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import takewhile
 from typing import Any
@@ -22,7 +23,7 @@ from gateway.logs.log import Key, LogUnavailable
 from gateway.sessions.allocator import Trimmer
 from gateway.sessions.calls import check_tools
 from gateway.sessions.generation import Engine
-from gateway.sessions.session import Acknowledged, Outcome, Session
+from gateway.sessions.session import Acknowledged, Outcome, Session, Stopping
 from gateway.sessions.states import State
 from gateway.sessions.takeover import TakeOver
 from gateway.sessions.turn import TurnRun
@@ -38,6 +39,11 @@ DELETE_WAIT_S = 10.0
 ERASE_RETRY_S = 0.5
 CLOSE_WITHIN_S = 3.0
 """How long `close` waits for what was begun: while the log can't be written a deletion has no end."""
+LEAVE_TICK_S = 0.25
+"""A node that drains looks so often for what others can go on with."""
+
+Left = Callable[[Key], object]
+"""Told of a conversation with open turns that this node has given up."""
 
 log_lines = structlog.get_logger(__name__)
 
@@ -106,7 +112,7 @@ class SessionPool:
 
     def _check_room(self, *, draining: bool) -> None:
         if draining:
-            raise about_to_stop()
+            raise Stopping
         if not self.journal.available:
             raise Refusal(
                 ErrorCode.OVERLOADED, "The conversation log can't be written now. Try again soon.", retry_after_s=2
@@ -245,9 +251,12 @@ class SessionPool:
 
     async def _load(self, key: Key) -> Session:
         if self.draining and self.journal.feeds.shared:
-            raise about_to_stop()
+            raise Stopping
         feed, lost = await self.journal.feeds.own(key)
         fold = await feed.fold()
+        if self.draining and self.journal.feeds.shared:  # meanwhile
+            self.journal.feeds.release(feed)
+            raise Stopping
         session = self._sessions[key] = Session(feed, fold, self._engine, self._start)
         session.last_active = self._loop.time()
         session.draining = self.draining
@@ -308,44 +317,67 @@ class SessionPool:
         self._sweeper = asyncio.create_task(self._sweep(), name="pool sweep")
         await self.take_over.start()
 
-    async def drain(self, within_s: float) -> list[Key]:
-        """Takes no new messages, lets running turns end within the time, and hands over the others: returns their
-        conversations, which are nobody's now where nodes share the log."""
+    async def drain(self, within_s: float, left: Left = lambda _: None) -> None:
+        """Takes no new messages, lets running turns end within the time, and hands over the others. Where nodes share
+        the log every conversation becomes nobody's, as soon as nothing runs in it, and `left` hears of those that
+        others have to go on with."""
         self.draining = True
         await self.take_over.close()
-        if self.journal.feeds.shared:
-            self._leave_to_others()
-        busy = [task for task, (run, _) in self._runs.items() if not run.waits_for_client]
-        if busy and within_s > 0:
-            await asyncio.wait(busy, timeout=within_s)
+        until = self._loop.time() + within_s
+        while True:
+            self._leave_to_others(left)
+            busy = [task for task, (run, _) in self._runs.items() if not run.waits_for_client]
+            left_s = until - self._loop.time()
+            if not busy or left_s <= 0:
+                break
+            await asyncio.wait(busy, timeout=min(left_s, LEAVE_TICK_S), return_when=asyncio.FIRST_COMPLETED)
         for session in list(self._sessions.values()):
             session.hand_over()
         if self._runs:
             await asyncio.wait(list(self._runs))
         self.journal.feeds.hand_over()
-        return await self._release_all()
+        await self._release_all(left)
 
-    def _leave_to_others(self) -> None:
-        """What doesn't run yet begins on another node."""
+    def _leave_to_others(self, left: Left) -> None:
+        """What doesn't run, or waits for its client, goes on at another node."""
+        if not self.journal.feeds.shared:
+            return
         for session in list(self._sessions.values()):
             session.draining = True
-            if self._at_rest(session):
-                self._evict(session)
+            if session.run is not None and session.run.rests:
+                session.hand_over()
+            if session.run is None and session.feed.committed == session.feed.seq:
+                self._leave(session, left)
 
-    async def _release_all(self) -> list[Key]:
+    def _leave(self, session: Session, left: Left) -> None:
+        key = session.feed.key
+        if key in self._deleting or self._sessions.get(key) is not session:
+            return
+        released = self._evict(session)
+        if released is not None and session.fold.current() is not None:
+            released.add_done_callback(lambda _: left(key))
+
+    async def _release_all(self, left: Left) -> None:
         """Gives up every conversation, once all of it is in the log."""
         if not self.journal.feeds.shared:
-            return []
-        sessions = list(self._sessions.values())
-        with suppress(TimeoutError, LogUnavailable):
-            async with asyncio.timeout(CLOSE_WITHIN_S):
-                for session in sessions:
-                    await session.feed.when_committed(session.feed.seq)
-        for session in sessions:
-            if session.feed.committed == session.feed.seq:
-                self._evict(session)
+            return
+        if self._loading:
+            await asyncio.wait(list(self._loading.values()), timeout=CLOSE_WITHIN_S)
+        leaving = [asyncio.create_task(self._leave_written(session, left)) for session in self._sessions.values()]
+        if leaving:
+            _, stuck = await asyncio.wait(leaving, timeout=CLOSE_WITHIN_S)
+            for task in stuck:
+                task.cancel()
+            if stuck:
+                await asyncio.wait(stuck)
         await self.journal.feeds.close()
-        return [session.feed.key for session in sessions if session.fold.current() is not None]
+
+    async def _leave_written(self, session: Session, left: Left) -> None:
+        feed = session.feed
+        with suppress(LogUnavailable):  # then it is another's already
+            while feed.committed < feed.seq:
+                await feed.when_committed(feed.seq)
+            self._leave(session, left)
 
     async def close(self) -> None:
         if self._sweeper is not None:
@@ -400,9 +432,9 @@ class SessionPool:
         feed = session.feed
         return session.idle and feed.committed == feed.seq and feed.key not in self._deleting
 
-    def _evict(self, session: Session) -> None:
+    def _evict(self, session: Session) -> asyncio.Task[None] | None:
         del self._sessions[session.feed.key]
-        self.journal.feeds.release(session.feed)
+        return self.journal.feeds.release(session.feed)
 
     async def end_orphans(self, now: float, grace_s: float) -> None:
         """Cancels turns that nobody on any node has read for `grace_s`, unless they wait for a client's results.
@@ -439,10 +471,6 @@ class SessionPool:
             feed.refused()
             self.journal.feeds.forget(feed)
             await feed.end(0)
-
-
-def about_to_stop() -> Refusal:
-    return Refusal(ErrorCode.OVERLOADED, "This node is about to stop. Connect again and resend.", retry_after_s=1)
 
 
 def log_unreadable() -> Refusal:

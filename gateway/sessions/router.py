@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from gateway.logs.journal import Journal
 from gateway.logs.log import Key, LogUnavailable
 from gateway.logs.nodes import NodeGone, RequestFailed
 from gateway.sessions.pool import SessionPool, log_unreadable
-from gateway.sessions.session import Acknowledged, Outcome, new_id
+from gateway.sessions.session import Acknowledged, Outcome, Stopping, new_id
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import TurnFold
 from protocol.frames import ChatMessage
@@ -35,6 +36,8 @@ ERASE_TIMEOUT_S = 11.0
 """A deletion waits for readers and for the log."""
 ASK_AGAIN_S = 0.25
 HAND_ON_AT_ONCE = 16
+HAND_ON_S = 5.0
+"""How long a node that has drained waits until others have taken what it left."""
 
 T = TypeVar("T")
 
@@ -233,7 +236,7 @@ class Router:
         key = Key(request.owner, request.conversation_id)
         try:
             reply: Reply = await self._carried_out(key, request.command)
-        except (Elsewhere, LogUnavailable):
+        except (Elsewhere, LogUnavailable, Stopping):
             reply = NotMine()
         except Refusal as refusal:
             reply = Refused(refusal.code.name, refusal.message, refusal.retryable, refusal.retry_after_s)
@@ -255,29 +258,38 @@ class Router:
             case Erase():
                 await self._pool.delete(key)
             case TakeOver():
-                await self._pool.session(key)
+                await self._pool.existing(key)
         return Done()
 
     # ------------------------------------------------------------ the end
 
     async def drain(self, within_s: float) -> None:
-        """As the pool's, and then other nodes are told of the turns that are theirs to go on with now."""
-        left_open = await self._pool.drain(within_s)
-        others = self._nodes.others()
-        if not left_open or not others:
-            return
-        log_lines.info("handing turns over", conversations=len(left_open), nodes=len(others))
-        gate = asyncio.Semaphore(HAND_ON_AT_ONCE)
+        """As the pool's; other nodes are told of the turns that are theirs to go on with. What they can't be told in
+        time they find when this node leaves."""
+        gate, telling = asyncio.Semaphore(HAND_ON_AT_ONCE), set[asyncio.Task[None]]()
 
-        async def hand_on(place: int, key: Key) -> None:
-            payload = _encode(Request(key.owner, key.conversation_id, TakeOver()))
-            async with gate:
-                try:
-                    await self._nodes.request(others[place % len(others)], payload, REQUEST_TIMEOUT_S)
-                except (NodeGone, RequestFailed, TimeoutError, LogUnavailable):
-                    log_lines.warning("a turn waits to be found by another node", conversation_id=key.conversation_id)
+        def left(key: Key) -> None:
+            task = asyncio.create_task(self._hand_on(key, gate), name="hand on")
+            telling.add(task)
+            task.add_done_callback(telling.discard)
 
-        await asyncio.gather(*(hand_on(place, key) for place, key in enumerate(left_open)))
+        try:
+            await self._pool.drain(within_s, left)
+            if telling:
+                await asyncio.wait(telling, timeout=HAND_ON_S)
+        finally:
+            if telling:
+                for task in telling:
+                    task.cancel()
+                await asyncio.wait(telling)
+
+    async def _hand_on(self, key: Key, gate: asyncio.Semaphore) -> None:
+        payload = _encode(Request(key.owner, key.conversation_id, TakeOver()))
+        async with gate:
+            if others := self._nodes.others():
+                log_lines.info("handing a turn over", conversation_id=key.conversation_id)
+                with suppress(NodeGone, RequestFailed, TimeoutError, LogUnavailable):
+                    await self._nodes.request(random.choice(others), payload, REQUEST_TIMEOUT_S)
 
 
 def _the(kind: type[T], found: object) -> T:

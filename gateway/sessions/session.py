@@ -61,6 +61,13 @@ class Outcome(NamedTuple):
     seq: int
 
 
+class Stopping(Refusal):
+    """This node begins nothing new; another one will."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.OVERLOADED, "This node is about to stop. Connect again and resend.", retry_after_s=1)
+
+
 class Session:
     """`fold` is always the fold of everything appended to `feed`."""
 
@@ -167,8 +174,7 @@ class Session:
         """Raises `Refusal` where nobody would run the tool: what is approved is run, or known to be in doubt."""
         run = self.run
         if run is None or run.turn is not turn:
-            stops = "This node is about to stop. Connect again and resend."
-            raise Refusal(ErrorCode.OVERLOADED, stops, retry_after_s=1)
+            raise Stopping
         if run.ending:
             raise Refusal(ErrorCode.CALL_CLOSED, "The turn of this call is ending.")
         self._append(

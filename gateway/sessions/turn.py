@@ -99,6 +99,11 @@ class TurnRun:
     def waits_for_client(self) -> bool:
         return self.state is State.WAITING and any(call.runs != "gateway" for call in self.turn.open_calls)
 
+    @property
+    def rests(self) -> bool:
+        """It waits for its client, and nothing else goes on."""
+        return self.waits_for_client and not self._tool_tasks
+
     # ------------------------------------------------------------ the loop of rounds
 
     async def run(self) -> None:

@@ -16,7 +16,7 @@ from gateway.logs import membership
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Elsewhere
 from gateway.logs.following import Following
-from gateway.logs.log import Key, Position
+from gateway.logs.log import Claim, Key, Position
 from gateway.logs.opening import open_log, open_nodes
 from gateway.logs.redis_link import Call
 from gateway.logs.redis_log import RedisLog
@@ -352,6 +352,133 @@ async def test_behind_a_running_turn_a_message_is_taken_while_its_node_drains(st
     )
     assert text(seen) == "ab"
     assert all(isinstance(frame, Done) for frame in seen if is_end(frame))
+
+
+async def test_what_has_come_to_rest_on_a_node_that_drains_goes_on_elsewhere_at_once(start: Start) -> None:
+    """Though the node takes its time for others: here one that hangs."""
+    gate = asyncio.Event()
+    one = await start(ScriptedModel([["hangs"], asyncio.Event()], [["a"], gate, END]))
+    two = await start(ScriptedModel([["b"], END], [["c"], END]))
+    await say(one, key=Key("o", "other"))
+    await frames_until(two, is_token, key=Key("o", "other"))
+    await say(one)
+    await frames_until(two, is_token)
+    await say(one, "queued")
+    await knows(one, two)
+    draining = asyncio.create_task(one.router.drain(30))
+    await asyncio.sleep(0.05)
+    gate.set()
+
+    def ended(count: int) -> Callable[[Entry], bool]:
+        ends: list[Entry] = []
+        return lambda frame: is_end(frame) and (ends.append(frame), len(ends) == count)[1]  # type: ignore[func-returns-value]
+
+    assert text(entries_only(await frames_until(two, ended(2), timeout_s=5))) == "ab"
+    async with asyncio.timeout(5):
+        await say(two, "once more")
+        assert text(entries_only(await frames_until(two, ended(3)))) == "abc"
+    assert not draining.done()
+    draining.cancel()
+
+
+async def test_whom_a_draining_node_refuses_the_next_owner_serves(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    one, two = await start(ScriptedModel([["a"], gate, END])), await start(ScriptedModel([["b"], END]))
+    await say(one)
+    await frames_until(two, is_token)
+    commit, written = one.log.commit, asyncio.Event()
+
+    async def slow(batch: Any) -> list[bool]:
+        await written.wait()
+        return await commit(batch)
+
+    draining = asyncio.create_task(one.router.drain(10))
+    monkeypatch.setattr(one.log, "commit", slow)
+    gate.set()
+    while one.pool.running:
+        await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.2, written.set)
+    _, done = await say(two, "and then?")
+    await draining
+    assert text(entries_only(await frames_until(two, lambda frame: is_end(frame) and frame.seq > done.seq))) == "ab"
+
+
+async def test_a_turn_that_waits_for_its_client_is_handed_over_first(start: Start) -> None:
+    one = await start(ScriptedModel([["hangs"], asyncio.Event()], [calls(("f", {}))]))
+    two = await start(ScriptedModel([["thanks"], END]))
+    await say(one, key=Key("o", "other"))
+    await frames_until(two, is_token, key=Key("o", "other"))
+    await say(one)
+    call = entries_only(await frames_until(two, is_call))[-1]
+    await knows(one, two)
+    draining = asyncio.create_task(one.router.drain(30))
+    async with asyncio.timeout(5):
+        while not two.pool.running:
+            await asyncio.sleep(0.01)
+        await two.router.answer(KEY, call.call_id, 1, error=UNSET)  # type: ignore[union-attr]
+        seen = entries_only(await frames_until(two, is_end))
+    assert kinds(seen) == ["message", "function_call", "function_result", "token", "done"]
+    assert not draining.done()
+    draining.cancel()
+
+
+async def test_what_was_being_loaded_when_a_node_drained_is_given_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await start(ScriptedModel([["a"], END]), session_idle_s=0.1)
+    two = await start(ScriptedModel([["b"], END]))
+    await say(two)
+    await frames_until(two, is_end)
+    two.pool.evict(asyncio.get_running_loop().time())
+    await two.journal.feeds.close()
+    fold, asked, gate = Feed.fold, asyncio.Event(), asyncio.Event()
+
+    async def slow(feed: Feed) -> Any:
+        asked.set()
+        await gate.wait()
+        return await fold(feed)
+
+    monkeypatch.setattr(Feed, "fold", slow)
+    loading = asyncio.create_task(one.pool.session(KEY))
+    await asked.wait()
+    draining = asyncio.create_task(one.router.drain(0))
+    await asyncio.sleep(0.05)
+    gate.set()
+    with pytest.raises(Refusal, match="about to stop"):
+        await loading
+    await draining
+    assert await two.log.claim(KEY) == Claim(await two.log.head(KEY))
+
+
+async def test_one_conversation_that_was_taken_over_doesnt_keep_the_others_from_being_handed_over(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await start(ScriptedModel(*[[["a"], asyncio.Event()]] * 2)), await start(ScriptedModel([END]))
+    keys = [Key("o", "c1"), Key("o", "c2")]
+    for key in keys:
+        await say(one, key=key)
+        await frames_until(two, is_token, key=key)
+    taken, kept = [one.pool.known(key) for key in keys]
+    assert taken is not None
+    assert kept is not None
+    commit, gate = one.log.commit, asyncio.Event()
+
+    async def slow(batch: Any) -> list[bool]:
+        await gate.wait()
+        return await commit(batch)
+
+    monkeypatch.setattr(one.log, "commit", slow)
+    assert (await two.log.claim(keys[0], instead_of=one.log.node_id)).owner is None
+    for session in (taken, kept):
+        session.append_text(session.fold.current(), ["b"])  # type: ignore[arg-type]
+    draining = asyncio.create_task(one.router.drain(0))
+    await asyncio.sleep(0.05)
+    gate.set()
+    await draining
+    claim = await two.log.claim(keys[1])
+    assert (claim.owner, claim.lost) == (None, False)
 
 
 # ---------------------------------------------------------------- losing a node
