@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compare import targets
+from benchmarks.compare.cores import Cores
 from benchmarks.compare.entrants import ENTRANTS
 from benchmarks.compare.machine import described
 from benchmarks.compare.raw import decoded
 from benchmarks.compare.report import write
 from benchmarks.compare.results import Results
 from benchmarks.compare.runner import Runner
-from benchmarks.compare.scale import Bench, Cores, Scale
+from benchmarks.compare.scale import Bench, Scale
 from benchmarks.compare.scenario import Scenario
 from benchmarks.compare.scenarios import SCENARIOS
 from benchmarks.compare.tables import rich_table

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from benchmarks.compare.cores import Cores
 from benchmarks.native import build
 from benchmarks.native.run import running_upstream
 from benchmarks.peers.catalog import PEERS, Dialect, Peer
@@ -15,6 +16,7 @@ from benchmarks.peers.environments import Unavailable
 from benchmarks.peers.process import running_peer
 from benchmarks.processes import family, pinned
 from benchmarks.show.gateway_process import running_gateway
+from benchmarks.show.valkey_process import running_valkey
 
 Arguments = tuple[str, ...]
 """Words for the load client."""
@@ -26,6 +28,7 @@ SETTINGS: Mapping[str, Any] = MappingProxyType({
     "MODEL": "bench",
     "MAX_CONNECTIONS": 20000,
     "MAX_STREAMS": 20000,
+    "DRAIN_S": 0,
 })  # fmt: skip
 """Of every gateway here. Metrics are always on."""
 
@@ -39,6 +42,8 @@ class Running(NamedTuple):
 
     port: int
     pids: Callable[[], list[int]]
+    store_pid: int | None = None
+    """Of the store that it keeps its log in, when that is a process of its own. It shares the load's core."""
 
 
 class Entrant(NamedTuple):
@@ -60,6 +65,20 @@ def gateway(name: str, what: str, **settings: Any) -> Entrant:
     async def start(upstream: str, core: int) -> AsyncIterator[Running]:
         async with running_gateway(upstream=upstream, core=core, **{**SETTINGS, **settings}) as process:
             yield Running(process.port, lambda: list(family(process.pid)))
+
+    return Entrant(name, what, start, GATEWAY_WS, GATEWAY_SSE, keeps=True)
+
+
+def gateway_on_redis(name: str, what: str, **settings: Any) -> Entrant:
+    """With a Valkey of its own, which keeps its data in memory."""
+
+    @asynccontextmanager
+    async def start(upstream: str, core: int) -> AsyncIterator[Running]:
+        beside = Cores.found().load
+        async with running_valkey(prefix=pinned(beside)) as valkey:
+            log = {**SETTINGS, "LOG_URL": valkey.url, **settings}
+            async with running_gateway(upstream=upstream, core=core, **log) as process:
+                yield Running(process.port, lambda: list(family(process.pid)), valkey.pid)
 
     return Entrant(name, what, start, GATEWAY_WS, GATEWAY_SSE, keeps=True)
 
@@ -126,6 +145,9 @@ OURS = (
     gateway("gateway-memory", "memory:, batching off", **OFF, LOG_URL="memory:"),
     gateway("gateway-memory-batched", "memory:, default batching", LOG_URL="memory:"),
     gateway("gateway-evicting", "sqlite:, conversations leave the pool after 1 s", SESSION_IDLE_S=1),
+    gateway_on_redis("gateway-redis", "redis:, batching off", **OFF),
+    gateway_on_redis("gateway-redis-batched", "redis:, default batching"),
+    gateway_on_redis("gateway-redis-2-workers", "redis:, batching off, two workers", **OFF, WORKERS=2),
     relay("relay", "the floor in C: one send a token frame"),
     relay("relay-merge", "the floor in C: one send for all that one recv brought", "merge"),
     relay("relay-batch", "the floor in C, batched as the gateway does by default", "batch"),

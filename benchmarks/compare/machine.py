@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.compare.scale import Cores
+from benchmarks.compare.cores import Cores
 from benchmarks.processes import ROOT
 
 PACKAGES = ("uvicorn", "uvloop", "websockets", "starlette", "openai", "aiohttp", "msgspec", "orjson", "redis")

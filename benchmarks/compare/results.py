@@ -31,6 +31,7 @@ class Sample:
         """What every run of the load client tells, and `figures` beside it."""
         usual = {
             "cpu_us": load.cpu_us_per_token,
+            "store_cpu_us": 1e6 * load.store_cpu_s / load.tokens if load.tokens else float("nan"),
             "tokens_per_s": load.tokens_per_s,
             "tokens_per_cpu_s": load.tokens / sum(load.cpu_s) if sum(load.cpu_s) else float("nan"),
             "cores": load.cores,

@@ -1,12 +1,13 @@
-"""How much is measured, and where it runs."""
+"""How much is measured, and with what."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
+from benchmarks.compare.cores import Cores
 from benchmarks.compare.entrants import Running
 from benchmarks.native.run import Load, NativeUpstream, load
 
@@ -28,19 +29,6 @@ class Scale(NamedTuple):
         return cls(rounds=1, seconds=2.0, quick=True)
 
 
-class Cores(NamedTuple):
-    """The server has one for itself; the load client and the upstream share the other, as far as there are two."""
-
-    server: int
-    load: int
-    upstream: int
-
-    @classmethod
-    def found(cls) -> Cores:
-        usable = sorted(os.sched_getaffinity(0))
-        return cls(usable[0], usable[min(1, len(usable) - 1)], usable[min(2, len(usable) - 1)])
-
-
 class Bench(NamedTuple):
     """What a scenario measures with."""
 
@@ -55,4 +43,8 @@ class Bench(NamedTuple):
         """
         span = self.scale.seconds if seconds is None else seconds
         words = ["--prefix", f"c{next(_RUNS)}", *map(str, arguments), "--seconds", str(span)]
-        return await load(running.port, words, pids=running.pids(), core=self.cores.load, timeout_s=span + 90)
+        store = [] if running.store_pid is None else [running.store_pid]
+        pids = [*running.pids(), *store]
+        seen = await load(running.port, words, pids=pids, core=self.cores.load, timeout_s=span + 90)
+        own = len(pids) - len(store)
+        return replace(seen, cpu_s=seen.cpu_s[:own], store_cpu_s=sum(seen.cpu_s[own:]))

@@ -81,6 +81,8 @@ class Load:
     slow_added: Histogram
     first_token: Histogram
     connected: Histogram
+    store_cpu_s: float = 0.0
+    """Of the process in which the server keeps its log."""
 
     @property
     def tokens_per_s(self) -> float:

@@ -19,7 +19,6 @@ from rich.table import Table
 from benchmarks.show import (
     cancel,
     cluster,
-    cost,
     cost_growth,
     cuts,
     eviction,
@@ -57,7 +56,6 @@ SHOWS: dict[str, tuple[str, Show]] = {
 }
 WHEN_NAMED: dict[str, tuple[str, Show]] = {
     "partition": (partition.TITLE, partition.show),
-    "cost": (cost.TITLE, cost.show),
     "workers": (workers.TITLE, workers.show),
     "cost-growth": (cost_growth.TITLE, cost_growth.show),
 }

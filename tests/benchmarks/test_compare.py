@@ -15,10 +15,11 @@ from rich.console import Console
 
 from benchmarks.compare import raw, report, targets
 from benchmarks.compare.cli import main
+from benchmarks.compare.cores import Cores
 from benchmarks.compare.entrants import ENTRANTS, Entrant, Running, UnavailableError
 from benchmarks.compare.results import Figure, Results, Row, Sample
 from benchmarks.compare.runner import Runner
-from benchmarks.compare.scale import Bench, Cores, Scale
+from benchmarks.compare.scale import Bench, Scale
 from benchmarks.compare.scenario import Column
 from benchmarks.compare.scenarios import SCENARIOS, first_token
 from benchmarks.compare.tables import markdown_table, shown

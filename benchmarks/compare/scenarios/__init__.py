@@ -14,9 +14,10 @@ from benchmarks.compare.scenarios.resume import Resume
 from benchmarks.compare.scenarios.slow_reader import SlowReader
 from benchmarks.compare.scenarios.sse import SseAndWs
 from benchmarks.compare.scenarios.tools import Tools
+from benchmarks.compare.scenarios.workers import Workers
 
 _ALL: tuple[Scenario, ...] = (
     Tools(), CpuPerToken(), Latency(), FirstToken(), SseAndWs(), FanOut(), Connections(), Memory(), SlowReader(),
-    Resume(), Conversations(),
+    Resume(), Conversations(), Workers(),
 )  # fmt: skip
 SCENARIOS = {scenario.name: scenario for scenario in _ALL}

@@ -40,16 +40,16 @@ class Connections:
         return 1
 
     async def measure(self, bench: Bench, entrant: Entrant, running: Running) -> AsyncIterator[tuple[str, Sample]]:
-        # The first ones bring in what is needed once.
-        async with held_connections(running.port, [*entrant.ws, "--connections", str(FEW)], core=bench.cores.load):
+        core = bench.cores.load
+        # The first ones bring in what is needed once, and stay: what they would leave free isn't to be filled again.
+        async with held_connections(running.port, [*entrant.ws, "--connections", str(FEW)], core=core):
             await asyncio.sleep(SETTLE_S)
-        await asyncio.sleep(SETTLE_S)
-        before = total_pss_bytes(running.pids())
-        count = 1000 if bench.scale.quick else 5000
-        words = [*entrant.ws, "--connections", str(count), "--in-flight", str(count)]
-        async with held_connections(running.port, words, pids=running.pids(), core=bench.cores.load) as storm:
-            await asyncio.sleep(SETTLE_S)
-            grown = total_pss_bytes(running.pids()) - before
+            before = total_pss_bytes(running.pids())
+            count = 1000 if bench.scale.quick else 5000
+            words = [*entrant.ws, "--connections", str(count), "--in-flight", str(count)]
+            async with held_connections(running.port, words, pids=running.pids(), core=core) as storm:
+                await asyncio.sleep(SETTLE_S)
+                grown = total_pss_bytes(running.pids()) - before
         figures = {
             "storm_s": storm.seconds,
             "p50_us": storm.connected.percentile_us(50),

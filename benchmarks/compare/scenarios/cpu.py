@@ -30,7 +30,7 @@ class CpuPerToken:
 
     def entrants(self, scale: Scale, number: int = 0) -> list[str]:
         if scale.quick:
-            return ["gateway", "gateway-batched", "fastapi", "fastapi-tuned", "relay", "gateway-memory"]
+            return ["gateway", "gateway-batched", "gateway-memory", "fastapi", "relay"]
         others = ["aiohttp", "node-ws", "granian", "socketio", "node-socketio", "relay-merge", "relay-batch"]
         return ["gateway", "gateway-batched", "gateway-memory", "gateway-memory-batched", "fastapi", "fastapi-tuned",
                 "relay", *(others if not number else [])]  # fmt: skip
