@@ -51,6 +51,7 @@ SHOWS: dict[str, tuple[str, Show]] = {
     "mcp": (mcp_time.TITLE, mcp_time.show),
     "long-conversation": (long_conversation.TITLE, long_conversation.show),
     "cluster": (cluster.TITLE, cluster.show),
+    "rolling": (cluster.ROLLING_TITLE, cluster.show_rolling),
     "zombie": (zombie.TITLE, zombie.show),
     "redis-faults": (redis_faults.TITLE, redis_faults.show),
 }

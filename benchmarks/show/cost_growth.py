@@ -5,6 +5,9 @@ Figures only; each round has servers of its own.
 
 from __future__ import annotations
 
+from benchmarks.compare.entrants import GATEWAY_WS, SETTINGS
+from benchmarks.compare.scenarios.conversations import STARTS_PER_S
+from benchmarks.compare.work import streaming
 from benchmarks.native.run import load, running_upstream
 from benchmarks.show.gateway_process import running_gateway
 from benchmarks.show.report import Report, median
@@ -13,31 +16,22 @@ from benchmarks.show.valkey_process import running_valkey
 TITLE = "cost of a token from 10 to 10,000 conversations, at 2,000 tokens/s over Redis"
 TOKENS_PER_S = 2000
 CONVERSATIONS = (10, 100, 1000, 10_000)
-CONNECTIONS = {10: 10, 100: 50, 1000: 100, 10_000: 200}
 ROUNDS = 3
 SECONDS = 10.0
 
 
 async def _cost(report: Report, conversations: int) -> tuple[float, float]:
     """CPU microseconds of a token: of the gateway, and of Redis."""
-    rate = TOKENS_PER_S / conversations
-    # Turns that last as long as the measurement, so that their beginnings and ends don't count.
-    lasts_s = SECONDS + 15
-    message = f"tokens={max(2, round(rate * lasts_s))} rate={rate} size=6"
+    # What a question costs isn't part of it: all are asked before, and all answers last longer.
+    ramp_s = max(2.0, conversations / STARTS_PER_S)
+    work = streaming(conversations, TOKENS_PER_S / conversations, SECONDS, ramp_s=ramp_s, warm_up_s=3.0)
     async with (
         running_valkey() as valkey,
         running_upstream() as upstream,
-        running_gateway(upstream=upstream.url, LOG_URL=valkey.url, BATCH_CHARS=0) as gateway,
+        running_gateway(upstream=upstream.url, **{**SETTINGS, "LOG_URL": valkey.url, "BATCH_CHARS": 0}) as gateway,
     ):
-        seen = await load(
-            gateway.port,
-            [
-                *("--mode", "ws", "--message", message, "--connections", str(CONNECTIONS[conversations])),
-                *("--conversations", str(conversations // CONNECTIONS[conversations])),
-                *("--ramp", "5", "--warmup", "2", "--seconds", str(SECONDS)),
-            ],
-            pids=[gateway.pid, valkey.pid],
-        )
+        words = [*GATEWAY_WS, *work, "--seconds", SECONDS]
+        seen = await load(gateway.port, list(map(str, words)), pids=[gateway.pid, valkey.pid])
     report.none(seen.problems(), f"{conversations:,} conversations: every frame in order")
     gateway_s, redis_s = seen.cpu_s
     return 1e6 * gateway_s / max(1, seen.tokens), 1e6 * redis_s / max(1, seen.tokens)

@@ -33,7 +33,7 @@ class Answered:
 
 @dataclass
 class Pauses:
-    """Seconds from a kill to the next token, of the streams that it touched."""
+    """Seconds between two tokens of a stream, of those that lost their node or their connection in between."""
 
     cut: list[float] = field(default_factory=list)
     """Their node lives; only the connection was through the one that died."""
@@ -47,19 +47,20 @@ class _Reader:
     def __init__(self, streams: Streams, url: str) -> None:
         self.streams = streams
         self.client = Client(url, on_event=self._event)
-        self.lost_at: float | None = None
-        self.touched: dict[str, float] = {}
-        """Conversation -> when its connection was lost; until its next token."""
+        self.lost = False
+        self.touched: set[str] = set()
+        """Conversations whose connection was lost; until their next token."""
         self.reading: set[str] = set()
+        self.last_token: dict[str, float] = {}
 
     def _event(self, event: Event) -> None:
         match event:
-            case Reconnecting() if self.lost_at is None:
-                self.lost_at = time.monotonic()
+            case Reconnecting() if not self.lost:
+                self.lost = True
                 self.streams.reconnects += 1
-            case Connected(again=True) if self.lost_at is not None:
-                self.touched.update(dict.fromkeys(self.reading, self.lost_at))
-                self.lost_at = None
+                self.touched |= self.reading
+            case Connected():
+                self.lost = False
             case _:
                 pass
 
@@ -81,7 +82,6 @@ class Streams:
         self.pauses = Pauses()
         self.open: set[str] = set()
         """Conversations whose turn was asked for and has no end yet."""
-        self.killed_at = 0.0
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._readers: list[_Reader] = []
@@ -126,7 +126,8 @@ class Streams:
                 self.problems.append(f"{name}: {type(problem).__name__}: {problem}")
             finally:
                 reader.reading.discard(name)
-                reader.touched.pop(name, None)
+                reader.touched.discard(name)
+                reader.last_token.pop(name, None)
 
     async def _one(self, reader: _Reader, name: str) -> None:
         turn = await self._sent(reader.client, name)
@@ -162,8 +163,11 @@ class Streams:
     def _token(self, reader: _Reader, name: str, frame: Token, restarting: bool) -> None:
         self.tokens += 1 if frame.first_seq is None else frame.seq - frame.first_seq + 1
         now = time.monotonic()
-        lost_at = reader.touched.pop(name, None)
-        if restarting:
-            self.pauses.restarted.append(now - self.killed_at)
-        elif lost_at is not None:
-            self.pauses.cut.append(now - lost_at)
+        before = reader.last_token.get(name)
+        reader.last_token[name] = now
+        if before is not None:
+            if restarting:
+                self.pauses.restarted.append(now - before)
+            elif name in reader.touched:
+                self.pauses.cut.append(now - before)
+        reader.touched.discard(name)
