@@ -66,8 +66,23 @@ async def moved(feeds: Feeds, old: Feed, cursor: Position) -> tuple[Feed, Positi
     return feed, *await starting_at(feed, cursor)
 
 
+def gone(feed: Feed) -> Refusal:
+    """Why what is waited for never comes through a feed that was given up."""
+    if feed.deleted:
+        return Refusal(ErrorCode.NOT_FOUND, "The conversation was deleted meanwhile.")
+    return Refusal(ErrorCode.OVERLOADED, "This conversation moved to another node. Resend.", retry_after_s=1)
+
+
+async def committed(feed: Feed, seq: int) -> None:
+    """Returns when entry `seq` is in the log. Raises `Refusal` when it never will be. Safe to cancel."""
+    try:
+        await feed.when_committed(seq)
+    except LogUnavailable:
+        raise gone(feed) from None
+
+
 async def message_entry(feed: Feed, seq: int) -> Message:
-    """The `message` at entry `seq`, which is in the log. Raises `Refusal` (`OVERLOADED`)."""
+    """The `message` at entry `seq`, which is in the log. Raises `Refusal`."""
     made = feed.slice_after(seq - 1)
     try:
         frames = made.frames if made is not None and made.frames else (await feed.read_after(seq - 1)).frames
@@ -75,5 +90,5 @@ async def message_entry(feed: Feed, seq: int) -> Message:
         raise log_unreadable() from None
     first = frames[0] if frames else None
     if not isinstance(first, Message) or first.seq != seq:
-        raise Refusal(ErrorCode.NOT_FOUND, "This conversation was deleted.")
+        raise gone(feed)
     return first

@@ -13,7 +13,7 @@ from contextlib import suppress
 import structlog
 from msgspec import structs
 
-from gateway.edge.answers import message_entry, moved, refused, starting_at
+from gateway.edge.answers import committed, message_entry, moved, refused, starting_at
 from gateway.edge.outbox import LOG_RETRY_S, Outbox, Subscription
 from gateway.edge.principal import Authenticator, Principal
 from gateway.edge.websocket import WebSocketShell
@@ -253,8 +253,8 @@ class Connection:
                 self._principal.key(conversation_id), structs.replace(frame, message_id=message_id)
             )
             if done.duplicate:
-                await feed.when_committed(done.seq)
-        except (Refusal, LogUnavailable):
+                await committed(feed, done.seq)
+        except Refusal:
             if sent in self._out.sending:
                 raise
             return None  # whatever became of the word: it is in the log
@@ -290,8 +290,11 @@ class Connection:
             )
 
     def _attach(self, conversation_id: str, feed: Feed, position: Position) -> Subscription:
-        """A new cursor instead of the old one, whose answers that are still due it takes over."""
+        """A new cursor instead of the old one, whose answers that are still due it takes over, unless they were to come
+        through a feed that was given up."""
         old = self._out.detach(conversation_id)
+        if old is not None and old.cursor.feed.fenced:
+            self._out.refuse(old)
         sub = self._out.attach(conversation_id, feed, position)
         for seq, ref in (old.refs if old else {}).items():
             if seq > position.seq:
@@ -322,11 +325,10 @@ class Connection:
     async def _answer_late(self, feed: Feed, seq: int, ref: str | None) -> None:
         """The direct answer to a message whose entry this connection's cursor has been moved past."""
         try:
-            await feed.when_committed(seq)
+            await committed(feed, seq)
             self._out.answer(structs.replace(await message_entry(feed, seq), ref=ref, duplicate=True))
-        except (Refusal, LogUnavailable) as problem:
-            gone = problem if isinstance(problem, Refusal) else Refusal(ErrorCode.NOT_FOUND, "It was deleted.")
-            self._out.answer(refused(gone, ref, feed.key.conversation_id))
+        except Refusal as refusal:
+            self._out.answer(refused(refusal, ref, feed.key.conversation_id))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import structlog
 from msgspec import structs
 
-from gateway.edge.answers import refused
+from gateway.edge.answers import gone, refused
 from gateway.edge.websocket import WebSocketShell
 from gateway.logs.feed import Cursor, Feed, Slice
 from gateway.logs.log import LogUnavailable, Position
 from protocol.codec import JSON, Codec
-from protocol.codes import CloseCode, ErrorCode, Refusal
+from protocol.codes import CloseCode
 from protocol.frames import AnyServerFrame, Deleted, Message
 
 FLUSH_BYTES = 131072
@@ -181,7 +181,7 @@ class Outbox:
 
     def _leave(self, sub: Subscription, out: list[bytes]) -> None:
         conversation_id = sub.cursor.feed.key.conversation_id
-        out += self._unanswered(sub, Refusal(ErrorCode.NOT_FOUND, "The conversation was deleted meanwhile."))
+        out += self._unanswered(sub)
         out.append(self.codec.encode(Deleted(conversation_id=conversation_id)))
         if self.subscriptions.get(conversation_id) is sub:
             self.detach(conversation_id)
@@ -189,19 +189,22 @@ class Outbox:
     def _give_up(self, sub: Subscription) -> None:
         """Nothing more comes through this feed. What is due to messages that it never logged comes now; the reader
         goes on elsewhere."""
-        moved = Refusal(ErrorCode.OVERLOADED, "This conversation moved to another node. Resend.", retry_after_s=1)
-        self._shell.write(self._unanswered(sub, moved))
+        self.refuse(sub)
         if sub.cursor.feed.fenced:
             sub.close()
             self._on_moved(sub)
         else:  # the log hasn't what it had when this feed was opened, and doesn't know it yet
             self._shell.close(CloseCode.DRAINING, "a conversation moved")
 
-    def _unanswered(self, sub: Subscription, refusal: Refusal) -> list[bytes]:
-        """The direct answers to messages that will never come by at this cursor."""
+    def refuse(self, sub: Subscription) -> None:
+        """Answers the messages that will never come by at this cursor."""
+        if unanswered := self._unanswered(sub):
+            self._shell.write(unanswered)
+
+    def _unanswered(self, sub: Subscription) -> list[bytes]:
         refs, sub.refs = sub.refs, {}
-        conversation_id = sub.cursor.feed.key.conversation_id
-        return [self.codec.encode(refused(refusal, ref, conversation_id)) for ref in refs.values()]
+        feed = sub.cursor.feed
+        return [self.codec.encode(refused(gone(feed), ref, feed.key.conversation_id)) for ref in refs.values()]
 
     # ------------------------------------------------------------ catching up from the log
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.edge.answers import error_body, starting_at
+from gateway.edge.answers import committed, error_body, starting_at
 from gateway.edge.gate import Gate
 from gateway.edge.playground import ASSETS, CONTENT_SECURITY_POLICY
 from gateway.edge.principal import Authenticator
@@ -84,7 +84,7 @@ class Routes:
         frame = await self._body(request, ChatMessage)
         key = self._key(request, frame.conversation_id or new_id("c"))
         feed, done = await self._router.submit(key, frame)
-        await _acknowledged(feed.when_committed(done.seq))
+        await committed(feed, done.seq)
         return EventStream(
             self._feeds,
             feed,
@@ -114,7 +114,7 @@ class Routes:
         frame = await self._body(request, ChatMessage)
         key = self._key(request, frame.conversation_id or new_id("c"))
         feed, done = await self._router.submit(key, frame)
-        await _acknowledged(feed.when_committed(done.seq))
+        await committed(feed, done.seq)
         return json_answer(await reply_to(self._feeds, feed, done.seq, request.receive, self._edge.heartbeat_s))
 
     # ------------------------------------------------------------ conversations
