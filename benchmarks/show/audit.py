@@ -103,11 +103,12 @@ async def audit(url: str, upstream: UpstreamProcess, names: Iterable[str]) -> Fi
     for record in await upstream.record():
         records.setdefault(record["key"], []).append(record)
     for name, ledger in found.ledgers.items():
-        _judge(found, name, ledger, records.get(name, []))
+        judge(found, name, ledger, records.get(name, []))
     return found
 
 
-def _judge(found: Findings, name: str, ledger: Audited, records: list[dict[str, Any]]) -> None:
+def judge(found: Findings, name: str, ledger: Audited, records: list[dict[str, Any]]) -> None:
+    """Adds a conversation; `records` are the upstream's of it, oldest first."""
     found.generations += len(records)
     found.restarted += ledger.restarts > 0
     if ledger.gaps or ledger.duplicates or ledger.epochs_back or ledger.snapshots:
