@@ -47,14 +47,15 @@ class Outcome(Enum):
     LOST = auto()
     """The log has lost our message: send it again."""
     CALL = auto()
-    """A function call waits for its result."""
+    """Function calls wait for their results."""
 
 
 class Conversation:
     """`timed`: its durations are recorded; those of slow readers say nothing about the gateway."""
 
     __slots__ = (
-        "_cut_at", "_head", "_missing", "asked", "carrier", "epoch", "id", "opening", "seq", "tally", "timed", "turns",
+        "_cut_at", "_head", "_missing", "asked", "carrier", "epoch", "id", "nowhere", "opening", "seq", "tally",
+        "timed", "turns",
     )  # fmt: skip
 
     def __init__(self, conversation_id: str, carrier: Carrier, tally: Tally, *, timed: bool = True) -> None:
@@ -67,7 +68,9 @@ class Conversation:
         self.turns = 0
         """Messages that were sent."""
         self.opening = False
-        """`subscribe` isn't answered yet."""
+        """`subscribe` isn't answered yet, or was refused: nothing may come."""
+        self.nowhere = False
+        """It was refused. The next message of ours brings a new subscription, just before itself."""
         self._cut_at = 0.0
         """When its connection was lost, until it is level again; 0: it is."""
         self._head = 0
@@ -78,7 +81,7 @@ class Conversation:
 
     def cut(self, now: float) -> None:
         """Its connection is gone."""
-        self.opening = False
+        self.opening = self.nowhere = False
         self._cut_at = self._cut_at or now
         self._head = 1 << 62
         if self.asked is not None:
@@ -90,6 +93,10 @@ class Conversation:
         if frame.after != self.seq:
             self._wrong(count.ORDER, f"asked for what follows entry {self.seq}, told what follows {frame.after}")
         self._check_level(now)
+
+    def not_subscribed(self) -> None:
+        """`subscribe` was refused."""
+        self.nowhere = True
 
     def attached(self, now: float) -> None:
         """The first event of an attached stream has come: over SSE nobody tells where the head is."""
@@ -135,6 +142,9 @@ class Conversation:
         if isinstance(frame, Message) and frame.duplicate:
             self._acknowledge(frame, now)
             return None
+        if self.nowhere and self._is_ours(frame):
+            self.seq, self.opening, self.nowhere, self._head = frame.seq - 1, False, False, 0
+            self._missing.clear()
         in_order = frame.seq == self.seq + 1 and frame.epoch >= self.epoch and not self.opening
         if not in_order and not self._mend(frame.seq, frame):
             return None
@@ -151,12 +161,17 @@ class Conversation:
             return None
         return self._part(asked, frame, now)
 
+    def _is_ours(self, frame: Entry) -> bool:
+        return isinstance(frame, Message) and self.asked is not None and frame.message_id == self.asked.message_id
+
     def _part(self, asked: Asked, frame: Entry, now: float) -> Outcome | None:
         match frame:
             case FunctionCall(runs="gateway") | FunctionResult():
                 asked.kept = asked.length
+                asked.calls.pop(frame.call_id, None)
             case FunctionCall():
                 asked.kept = asked.length
+                asked.calls[frame.call_id] = None
                 self.tally.counts.calls += 1
                 return Outcome.CALL
             case Restart():
@@ -224,16 +239,26 @@ class Conversation:
         """Nobody knows it any more: our message has to be sent again, and begins it anew."""
         self.tally.counts.lost += 1
         self.seq = self.epoch = 0
+        self.opening = self.nowhere = False
         self._missing.clear()
         if self.asked is not None:
             self.asked.forgotten()
+
+    def unended(self) -> None:
+        """Its turn will never end."""
+        asked, self.asked = self.asked, None
+        self.tally.counts.unended += 1
+        if asked is not None:
+            known = f"turn {asked.turn_id}" if asked.acknowledged else "not acknowledged"
+            words = f"conversation {self.id}: message {asked.message_id} ({known}), the last entry was {self.seq}"
+            self.tally.counts.example(f"unended: {words}")
 
     # ------------------------------------------------------------ snapshots
 
     def snapshot(self, frame: Snapshot, now: float) -> Outcome | None:
         """Replaces all that was read."""
         self.tally.counts.snapshots += 1
-        self.seq, self.epoch, self.opening = frame.seq, frame.epoch, False
+        self.seq, self.epoch, self.opening, self.nowhere = frame.seq, frame.epoch, False, False
         self._missing.clear()
         self._check_level(now)
         asked = self.asked
@@ -257,10 +282,12 @@ class Conversation:
         return next((line.turn_id for line in frame.messages if line.message_id == asked.message_id), "")
 
     def _answer(self, asked: Asked, answer: FoldedMessage | None, now: float) -> Outcome | None:
+        calls = (answer.function_calls if answer else None) or []
         asked.length = len(answer.content) if answer else 0
-        asked.kept = max((call.offset for call in (answer.function_calls or [])), default=0) if answer else 0
+        asked.kept = max((call.offset for call in calls), default=0)
+        asked.calls = {call.call_id: None for call in calls if call.open and call.runs != "gateway"}
         if answer is None or answer.status not in ENDED:
-            return None
+            return Outcome.CALL if asked.calls else None
         return self._fail(answer.error) if answer.error else self._end(answer.finish_reason or "stop", now)
 
     # ------------------------------------------------------------ what is wrong

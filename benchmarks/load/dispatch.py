@@ -202,6 +202,5 @@ class Dispatcher:
 
     def lose(self, conversation: Conversation) -> None:
         """Its turn will never end."""
-        self._tally.counts.unended += 1
-        conversation.asked = None
+        conversation.unended()
         self.free(conversation, refused=True)

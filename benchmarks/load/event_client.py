@@ -24,13 +24,13 @@ from protocol.frames import (
     Deleted,
     Done,
     Error,
-    FunctionCall,
     Goaway,
     LoggedFrame,
     Snapshot,
     Token,
 )
 
+ANSWER_AGAIN_S = 1.0
 _PATH = "/api/chat/stream"
 
 
@@ -227,26 +227,27 @@ class EventClient:
             case Error(turn_id=""):
                 self._follow(conversation, conversation.refused(frame.error.code))
             case LoggedFrame() | Error():
-                outcome = conversation.entry(frame, now)
-                if isinstance(frame, FunctionCall) and outcome is Outcome.CALL:
-                    self._answer(conversation.id, frame.call_id)
-                else:
-                    self._follow(conversation, outcome)
+                self._follow(conversation, conversation.entry(frame, now))
                 if self._slow is not None and isinstance(frame, (Done, Error)):
                     self._slow.answered()
             case _:
                 pass
 
-    def _answer(self, conversation_id: str, call_id: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer_call(conversation_id, call_id), name="answer")
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+    def _answer(self, conversation: Conversation) -> None:
+        if not self._calls:
+            task = asyncio.get_running_loop().create_task(self._answer_calls(conversation), name="answer")
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
 
-    async def _answer_call(self, conversation_id: str, call_id: str) -> None:
-        try:
-            await self._scene.rest.answer_call(self.number, conversation_id, call_id)
-        except (aiohttp.ClientError, OSError, TimeoutError) as problem:
-            plus(self._scene.tally.counts.unreachable, unreachable_reason(problem))
+    async def _answer_calls(self, conversation: Conversation) -> None:
+        """Until none waits; the same answer again has no effect."""
+        while conversation.asked is not None and conversation.asked.calls:
+            for call_id in tuple(conversation.asked.calls):
+                try:
+                    await self._scene.rest.answer_call(self.number, conversation.id, call_id)
+                except (aiohttp.ClientError, OSError, TimeoutError) as problem:
+                    plus(self._scene.tally.counts.unreachable, unreachable_reason(problem))
+            await asyncio.sleep(ANSWER_AGAIN_S)
 
     def _follow(self, conversation: Conversation, outcome: Outcome | None) -> None:
         match outcome:
@@ -258,7 +259,9 @@ class EventClient:
                     self._stream.abandon()
                 self._lost()
                 self._go_on_in(0.0)
-            case _:
+            case Outcome.CALL:
+                self._answer(conversation)
+            case None:
                 pass
 
     # ------------------------------------------------------------ the ends of answers and connections

@@ -24,7 +24,6 @@ from protocol.frames import (
     Deleted,
     Done,
     Error,
-    FunctionCall,
     Goaway,
     LoggedFrame,
     Snapshot,
@@ -220,13 +219,7 @@ class SocketClient:
             case Deleted():
                 self._follow(conversation, conversation.gone())
             case LoggedFrame() | Error():
-                outcome = conversation.entry(frame, now)
-                if isinstance(frame, FunctionCall) and outcome is Outcome.CALL:
-                    self._send(
-                        ClientFunctionResult(conversation_id=conversation.id, call_id=frame.call_id, error=NOT_ANSWERED)
-                    )
-                else:
-                    self._follow(conversation, outcome)
+                self._follow(conversation, conversation.entry(frame, now))
                 if self._slow is not None and isinstance(frame, (Done, Error)):
                     self._slow.answered()
             case _:
@@ -239,15 +232,33 @@ class SocketClient:
                 self._scene.dispatcher.free(conversation, refused=outcome is Outcome.REFUSED)
             case Outcome.LOST:
                 self._send(self._message(conversation))
-            case _:
+            case Outcome.CALL:
+                self._send(*self._results(conversation))
+            case None:
                 pass
+
+    @staticmethod
+    def _results(conversation: Conversation) -> list[ClientFunctionResult]:
+        """The answers to all calls that wait; the same one again has no effect."""
+        return [
+            ClientFunctionResult(
+                conversation_id=conversation.id, call_id=call_id, error=NOT_ANSWERED, ref=f"f {conversation.id}"
+            )
+            for call_id in (conversation.asked.calls if conversation.asked else ())
+        ]
 
     def _refused(self, frame: Error) -> None:
         kind, _, name = (frame.ref or "").partition(" ")
         conversation = self._conversations.get(name)
-        if kind == "s" and frame.error.retryable:
+        if kind == "s" and conversation is not None:
             plus(self._scene.tally.counts.errors, frame.error.code)
-            asyncio.get_running_loop().call_later(1.0, self._subscribe_again, name)
+            conversation.not_subscribed()
+            if frame.error.retryable:
+                asyncio.get_running_loop().call_later(1.0, self._subscribe_again, name)
+        elif kind == "f" and conversation is not None:
+            plus(self._scene.tally.counts.errors, frame.error.code)
+            if frame.error.retryable:
+                asyncio.get_running_loop().call_later(1.0, self._answer_again, name)
         elif conversation is None or conversation.asked is None:
             plus(self._scene.tally.counts.errors, frame.error.code)
         else:
@@ -263,23 +274,23 @@ class SocketClient:
         self._scene.tally.counts.connects += 1
         if self._welcomed is not None and not self._welcomed.done():
             self._welcomed.set_result(None)
-        frames: list[ChatMessage | Subscribe] = []
+        frames: list[ChatMessage | ClientFunctionResult | Subscribe] = []
         for conversation in self._conversations.values():
             frames += self._going_on(conversation)
         if frames:
             self._send(*frames)
         self._scene.dispatcher.back(self)
 
-    def _going_on(self, conversation: Conversation) -> list[ChatMessage | Subscribe]:
+    def _going_on(self, conversation: Conversation) -> list[ChatMessage | ClientFunctionResult | Subscribe]:
         """What takes a conversation up again on a new connection."""
-        frames: list[ChatMessage | Subscribe] = []
+        frames: list[ChatMessage | ClientFunctionResult | Subscribe] = []
         if conversation.seq:
             self._scene.tally.counts.resumes += 1
             frames.append(self._subscription(conversation))
         if conversation.asked is not None and not conversation.asked.acknowledged:
             self._scene.tally.counts.resent += 1
             frames.append(self._message(conversation))
-        return frames
+        return frames + self._results(conversation)
 
     @staticmethod
     def _subscription(conversation: Conversation) -> Subscribe:
@@ -291,10 +302,19 @@ class SocketClient:
             ref=f"s {conversation.id}",
         )
 
+    def _answer_again(self, name: str) -> None:
+        conversation = self._conversations.get(name)
+        if conversation is not None and self.online:
+            self._send(*self._results(conversation))
+
     def _subscribe_again(self, name: str) -> None:
         conversation = self._conversations.get(name)
-        if conversation is not None and self.online and conversation.opening:
-            self._send(self._subscription(conversation))
+        if conversation is None or not self.online or not conversation.nowhere:
+            return
+        if conversation.asked is not None and not conversation.asked.acknowledged:
+            return  # the message on its way brings a subscription
+        conversation.nowhere = False
+        self._send(self._subscription(conversation))
 
     def closed(self, code: int, reason: str, refusal: Answer | None) -> None:
         if self.state is State.STOPPED:

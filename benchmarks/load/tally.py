@@ -76,7 +76,7 @@ class Counts(Struct, kw_only=True):
     """Messages that were due while every conversation was busy, and waited for one."""
     violations: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
-    """Of violations, in words."""
+    """Of violations and of turns without an end, in words."""
 
     @property
     def completed(self) -> int:
@@ -94,8 +94,11 @@ class Counts(Struct, kw_only=True):
 
     def violation(self, kind: str, words: str, number: int = 1) -> None:
         plus(self.violations, kind, number)
+        self.example(f"{kind}: {words}")
+
+    def example(self, words: str) -> None:
         if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(f"{kind}: {words}")
+            self.examples.append(words)
 
     def add(self, other: Counts) -> None:
         for name in self.__struct_fields__:

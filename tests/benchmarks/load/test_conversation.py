@@ -198,6 +198,24 @@ def test_an_entry_before_the_answer_to_subscribe(talk: Conversation) -> None:
     assert wrong(talk) == {EARLY: 1}
 
 
+def test_a_refused_subscription_begins_anew_with_the_next_message(talk: Conversation) -> None:
+    take(talk, message(), token(2), done(3, 2))
+    talk.cut(101.0)
+    talk.opening = True
+    talk.not_subscribed()
+    talk.asked = Asked("m2", "hi", 101.0)
+    take(talk, Message(**at(9, "t2"), content="hi", message_id="m2"), token(10, "ab", turn_id="t2"))
+    assert take(talk, Done(**at(11, "t2"), finish_reason="stop", usage=None, text_length=2)) is Outcome.FREE
+    assert wrong(talk) == {}
+
+
+def test_what_never_ends_is_named(talk: Conversation) -> None:
+    take(talk, message(), token(2))
+    talk.unended()
+    assert talk.tally.counts.examples == ["unended: conversation c1: message m1 (turn t1), the last entry was 2"]
+    assert (talk.tally.counts.unended, talk.asked) == (1, None)
+
+
 def test_another_place_than_asked_for(talk: Conversation) -> None:
     take(talk, message(), token(2))
     talk.subscribed(subscribed(1, 2), 102.0)
