@@ -88,15 +88,15 @@ class SessionPool:
 
     # ------------------------------------------------------------ commands
 
-    async def submit(self, key: Key, frame: ChatMessage, *, handed_on: bool = False) -> tuple[Session, Acknowledged]:
+    async def submit(self, key: Key, frame: ChatMessage) -> tuple[Session, Acknowledged]:
         """Appends a message; its entry is the acknowledgement. Raises `Refusal`; then nothing was appended.
 
-        `handed_on`: the client is on another node, which the end of this one needn't trouble: behind a running turn
-        the message is taken even while this node drains, and handed over with it.
+        Where nodes share the log, a message behind a running turn is taken even while this node drains, and handed
+        over with it.
         """
         session = await self.session(key)
         if frame.message_id is None or session.fold.by_message_id(frame.message_id) is None:
-            self._admit(session, draining=self.draining and not (handed_on and not session.idle))
+            self._admit(session, draining=self.draining and (session.idle or not self.journal.feeds.shared))
             check_tools(frame.tools or (), self._engine.toolbox)
             await self._engine.context.admit(frame)
             # While its tokens were counted the session may have been evicted or deleted.

@@ -190,6 +190,10 @@ class Router:
                 return await here()
             except Elsewhere as elsewhere:
                 reply = await self._asked(elsewhere.node_id, key, command, timeout_s)
+            except Stopping:  # whoever is still connected here needn't feel it
+                if not (others := self._nodes.others()):
+                    raise
+                reply = await self._asked(random.choice(others), key, command, timeout_s)
             except LogUnavailable:  # what was appended for it never came into the log
                 if not self.journal.feeds.shared:
                     raise
@@ -247,7 +251,7 @@ class Router:
             return NotMine()
         match command:
             case Submit(frame=frame):
-                session, done = await self._pool.submit(key, frame, handed_on=True)
+                session, done = await self._pool.submit(key, frame)
                 await session.feed.when_committed(done.seq)
                 return Submitted(done.turn_id, done.seq, done.duplicate)
             case Stop(turn_id=turn_id):

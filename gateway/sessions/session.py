@@ -215,7 +215,7 @@ class Session:
             if attempt > MAX_RESTARTS:
                 lost_for_good = f"The node that ran this turn was lost, and {MAX_RESTARTS} others after it."
                 self._append(self._failed(turn, Refusal(ErrorCode.NODE_LOST, lost_for_good)))
-                self.resume(lost=False)
+                self.advance()  # those behind it never ran, so nothing of theirs is repeated
                 return
             self._append(self._make(Restart, turn.turn_id, attempt=attempt, keep_seq=turn.keep_seq))
         self.advance()

@@ -314,8 +314,38 @@ async def test_a_node_that_drains_hands_its_turns_on_without_spending_an_attempt
     restart = next(frame for frame in seen if isinstance(frame, Restart))
     assert (restart.attempt, restart.keep_seq) == (0, 1)
     assert {frame.epoch for frame in seen} == {0}
+    # Whoever still asks here is served by the other one.
+    feed, done = await one.router.submit(Key("o", "new"), ChatMessage(message="hi"))
+    assert (feed.follows, done.seq) == (True, 1)
+    await two.journal.nodes.close()
+    await one.router.journal.nodes.close()
     with pytest.raises(Refusal, match="about to stop"):
-        await one.router.submit(Key("o", "new"), ChatMessage(message="hi"))
+        await one.router.submit(Key("o", "newer"), ChatMessage(message="hi"))
+
+
+async def test_what_ends_while_a_node_drains_is_anybodys_at_once(start: Start) -> None:
+    """Other turns that still run there hold up nobody, neither the next question nor one that waits already."""
+    gate, long = asyncio.Event(), asyncio.Event()
+    one = await start(ScriptedModel([["a"], gate, END], [["slow"], long, END]))
+    two = await start(ScriptedModel([["b"], END], [["c"], END]))
+    await say(one)
+    await frames_until(one, is_token)
+    await one.router.submit(Key("o", "slow"), ChatMessage(message="hi"))
+    await knows(one, two)
+    await knows(two, one)
+    draining = asyncio.create_task(one.router.drain(10))
+    await asyncio.sleep(0.05)
+    _, waits = await say(one, "and then?")
+    gate.set()
+    async with asyncio.timeout(5):
+        await frames_until(two, lambda frame: isinstance(frame, Done) and frame.turn_id == waits.turn_id)
+        _, done = await say(one, "and now?")
+        seen = await frames_until(two, lambda frame: isinstance(frame, Done) and frame.turn_id == done.turn_id)
+    assert text(entries_only(seen)) == "abc"
+    assert not any(isinstance(frame, Restart) and frame.turn_id != waits.turn_id for frame in seen)
+    assert not draining.done()
+    long.set()
+    await draining
 
 
 async def test_what_a_node_that_left_could_hand_to_nobody_is_found(
