@@ -134,7 +134,8 @@ async def level(feed: Feed, log: Log) -> bool:
             if feed.seq != at.seq or not feed.follows:
                 continue  # something was pushed while we asked
             head = await log.head(feed.key)
-            feed.deleted = feed.deleted or (head.seq == 0 and head.stale)
+            # What was erased remembers its own last epoch. What an engine lost whole begins in a newer one.
+            feed.deleted = feed.deleted or (head.seq == 0 and head.stale and head.epoch <= feed.epoch)
             return False
         entries = await log.read(feed.key, at.seq, SLICE_BYTES)
         fresh = [entry for entry in entries if entry.seq > feed.seq]

@@ -143,21 +143,23 @@ async def test_what_was_pushed_before_the_feed_was_there_is_read(log: FaultLog) 
         await both.feed.when_committed(3)
 
 
-@pytest.mark.parametrize("erased", [True, False])
-async def test_a_log_that_hasnt_what_the_feed_has(log: FaultLog, erased: bool) -> None:
+@pytest.mark.parametrize("fate", ["erased", "lost", "lost whole"])
+async def test_a_log_that_hasnt_what_the_feed_has(log: FaultLog, fate: str) -> None:
     both = Followed(followed(log), log)
     assert both.feed is not None
     await both.append(Position(0, 0), [ask(), *tokens(2, 3)])
-    if erased:
+    if fate == "erased":
         await log.erase(KEY)
     else:
         log._heads.clear()
         log._entries.clear()
+    if fate == "lost whole":  # and noticed by the engine, which begins in a new epoch
+        log._heads[KEY] = Head(0, 1_800_000_000, stale=True)
     both.following.missed()
     async with asyncio.timeout(5):
         while not both.given_up:
             await asyncio.sleep(0)
-    assert both.feed.deleted is erased
+    assert both.feed.deleted is (fate == "erased")
     assert both.feed.fenced
 
 
