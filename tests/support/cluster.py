@@ -27,13 +27,14 @@ class Cluster:
         self.server = server
         self.nodes: list[GatewayProcess] = []
         self._folder = folder
+        self._numbers = itertools.count()
         self._settings = {"log_url": f"{server.url}?prefix=t{secrets.token_hex(4)}", **settings}
 
     async def add(self, count: int = 1, **settings: object) -> list[GatewayProcess]:
         """Starts more nodes, side by side."""
         made = []
         for _ in range(count):
-            folder = self._folder / f"node-{len(self.nodes)}"
+            folder = self._folder / f"node-{next(self._numbers)}"
             folder.mkdir(parents=True)
             made.append(GatewayProcess(folder, **{**self._settings, **settings}))
             self.nodes.append(made[-1])
