@@ -12,7 +12,7 @@ from benchmarks.compare.scenario import Column
 from benchmarks.native.run import held_connections
 from benchmarks.processes import total_pss_bytes
 
-FEW = 100
+FEW = 1000
 SETTLE_S = 1.0
 
 
@@ -45,7 +45,7 @@ class Connections:
         async with held_connections(running.port, [*entrant.ws, "--connections", str(FEW)], core=core):
             await asyncio.sleep(SETTLE_S)
             before = total_pss_bytes(running.pids())
-            count = 1000 if bench.scale.quick else 5000
+            count = 2000 if bench.scale.quick else 5000
             words = [*entrant.ws, "--connections", str(count), "--in-flight", str(count)]
             async with held_connections(running.port, words, pids=running.pids(), core=core) as storm:
                 await asyncio.sleep(SETTLE_S)
