@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,13 @@ def pinned(core: int | None) -> tuple[str, ...]:
     if core is None or shutil.which("taskset") is None:
         return ()
     return ("taskset", "-c", str(core))
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    """Ends it at once, unless it has ended: Ctrl-C reaches it as well as us."""
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
 
 
 def cpu_s(pid: int) -> float:

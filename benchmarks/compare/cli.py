@@ -72,15 +72,19 @@ def _list(console: Console) -> None:
 async def compare(
     scenarios: Sequence[Scenario], scale: Scale, only: Sequence[str], folder: Path, console: Console
 ) -> None:
-    """Measures and reports. Raises `NoNativeToolsError`."""
+    """Measures and reports, when it is cancelled too: what was measured by then. Raises `NoNativeToolsError`."""
     cores = Cores.found()
     machine = described(cores)
     os.sched_setaffinity(0, {cores.load})  # this process, too, stays away from the server's core
     async with running_upstream(cores.upstream) as upstream:
-        results = await Runner(Bench(scale, cores, upstream), ENTRANTS, console).run(scenarios, only)
-    _show(results, scenarios, console)
-    write(results, scenarios, machine, folder)
-    console.print(f"The report is in {folder}: report.md, report.html, plots, HDR histograms, raw.json")
+        runner = Runner(Bench(scale, cores, upstream), ENTRANTS, console)
+        try:
+            await runner.run(scenarios, only)
+        finally:
+            if runner.results.samples:
+                _show(runner.results, scenarios, console)
+                write(runner.results, scenarios, machine, folder)
+                console.print(f"The report is in {folder}: report.md, report.html, plots, HDR histograms, raw.json")
 
 
 def _show(results: Results, scenarios: Sequence[Scenario], console: Console) -> None:
@@ -128,4 +132,6 @@ def main(argv: Sequence[str]) -> int:
     except NoNativeToolsError as problem:
         console.print(f"[red]{problem}[/]")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0

@@ -14,7 +14,7 @@ from benchmarks.native.run import running_upstream
 from benchmarks.peers.catalog import PEERS, Dialect, Peer
 from benchmarks.peers.environments import Unavailable
 from benchmarks.peers.process import running_peer
-from benchmarks.processes import family, pinned
+from benchmarks.processes import family, kill, pinned
 from benchmarks.show.gateway_process import running_gateway
 from benchmarks.show.valkey_process import running_valkey
 
@@ -96,8 +96,7 @@ def relay(name: str, what: str, *words: str) -> Entrant:
             port = int(await process.stdout.readline())
             yield Running(port, lambda: [process.pid])
         finally:
-            process.kill()
-            await process.wait()
+            await kill(process)
 
     return Entrant(name, what, start, GATEWAY_WS)
 

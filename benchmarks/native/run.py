@@ -14,7 +14,7 @@ import orjson
 
 from benchmarks.histogram import Histogram
 from benchmarks.native import build
-from benchmarks.processes import pinned
+from benchmarks.processes import kill, pinned
 
 START_TIMEOUT_S = 10.0
 GRACE_S = 90.0
@@ -131,8 +131,7 @@ async def running_upstream(core: int | None = None, *words: str) -> AsyncIterato
             port = int(await process.stdout.readline())
         yield NativeUpstream(port, process.pid)
     finally:
-        process.kill()
-        await process.wait()
+        await kill(process)
 
 
 async def load(
@@ -159,9 +158,7 @@ async def load(
     except TimeoutError:
         raise LoadFailedError(f"the load client didn't end within {timeout_s:.0f} s") from None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await kill(process)
     if process.returncode or not out:
         raise LoadFailedError(f"the load client failed: {os.fsdecode(err)[-500:] or process.returncode}")
     return Load.told(out)
@@ -188,5 +185,4 @@ async def held_connections(
     except TimeoutError:
         raise LoadFailedError(f"the connections weren't open within {GRACE_S:.0f} s") from None
     finally:
-        process.kill()
-        await process.wait()
+        await kill(process)

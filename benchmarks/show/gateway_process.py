@@ -6,14 +6,14 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
 
-from benchmarks.processes import ROOT, clean_environment, cpu_s, free_port, pinned, rss_bytes
+from benchmarks.processes import ROOT, clean_environment, cpu_s, free_port, kill, pinned, rss_bytes
 
 START_TIMEOUT_S = 30.0
 
@@ -100,13 +100,13 @@ class GatewayProcess:
     async def _end(self, number: int) -> None:
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.send_signal(number)
+        with suppress(ProcessLookupError):  # Ctrl-C ended it as well as us
+            self._process.send_signal(number)
         try:
             async with asyncio.timeout(40):
                 await self._process.wait()
         except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+            await kill(self._process)
 
     def cpu_s(self) -> float:
         return cpu_s(self.pid)
