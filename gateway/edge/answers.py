@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.logs.feed import Cursor, Feed
+from gateway.logs.cursor import Cursor
+from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
 from gateway.sessions.pool import log_unreadable

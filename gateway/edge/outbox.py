@@ -15,8 +15,10 @@ from msgspec import structs
 
 from gateway.edge.answers import gone, refused
 from gateway.edge.websocket import WebSocketShell
-from gateway.logs.feed import Cursor, Feed, Slice
+from gateway.logs.cursor import Cursor
+from gateway.logs.feed import Feed
 from gateway.logs.log import LogUnavailable, Position
+from gateway.logs.slices import Slice
 from protocol.codec import JSON, Codec
 from protocol.codes import CloseCode
 from protocol.frames import AnyServerFrame, Deleted, Message

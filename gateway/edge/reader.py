@@ -8,9 +8,11 @@ from contextlib import suppress
 from typing import Self
 
 from gateway.edge.answers import moved
-from gateway.logs.feed import Cursor, Feed, Slice
+from gateway.logs.cursor import Cursor
+from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
+from gateway.logs.slices import Slice
 from protocol.codes import Refusal
 from protocol.frames import Snapshot
 

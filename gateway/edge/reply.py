@@ -9,9 +9,10 @@ from starlette.types import Receive
 
 from gateway.edge.reader import Reader
 from gateway.edge.sse import watch_disconnect
-from gateway.logs.feed import Feed, Slice
+from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import ANY_EPOCH, Position
+from gateway.logs.slices import Slice
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import TurnFold, call_as_json
 from protocol.frames import Done, Error, Message, Snapshot, Usage

@@ -9,9 +9,10 @@ from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from gateway.edge.reader import Reader
-from gateway.logs.feed import Feed, Slice
+from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import Position
+from gateway.logs.slices import Slice
 from protocol.codec import JSON, format_cursor
 from protocol.frames import AnyServerFrame, Deleted, Done, Entry, Error, Message, Snapshot
 from protocol.sse import HEARTBEAT, event

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from msgspec import Struct
-
 from gateway.logs.log import ANY_EPOCH, Append, Head, Key, Log, LogUnavailable, Position, turns_left_open
+from gateway.logs.slices import NOTHING_NEW, Slice, slice_of
 from protocol.fold import Fold
 from protocol.frames import Entry, Metadata, Snapshot, Token
-from protocol.merge import SLICE_BYTES, merge, size_bytes
+from protocol.merge import SLICE_BYTES, size_bytes
 
 TAIL_BYTES = 65536
 """Bound of one feed's tail. A reader further behind reads the log instead."""
@@ -38,32 +36,20 @@ IDLE_TAIL_S = 1.0
 """So long after its last turn a feed keeps its tail for readers that are nearly level."""
 
 
-class Slice(Struct, frozen=True):
-    """Merged frames after one cursor. Shared by all readers at that place, so it is encoded once per framing."""
-
-    frames: list[Entry]
-    encoded: dict[str, list[bytes]]
-    whole: bool
-    """Nothing more could be added to it, however far the log goes on."""
-    upto: Position
-    """Of its last entry."""
-
-
-def _slice(entries: list[Entry]) -> Slice:
-    frames = entries if len(entries) == 1 else merge(entries)
-    last = frames[-1]
-    return Slice(frames, {}, last.seq < entries[-1].seq, Position(last.seq, last.epoch))
-
-
-NOTHING_NEW = Slice([], {}, False, Position(0, 0))
-
-
 def _size(entry: Entry) -> int:
     return ENTRY_OVERHEAD_BYTES + (len(entry.content) if type(entry) is Token else size_bytes(entry))
 
 
 def _fenced_off() -> LogUnavailable:
     return LogUnavailable("this conversation was taken over or deleted")
+
+
+class Woken(Protocol):
+    """What a feed needs of a cursor."""
+
+    def wake(self) -> None:
+        """There may be something new. Called on the event loop; must not raise."""
+        ...
 
 
 class Committer(Protocol):
@@ -121,7 +107,7 @@ class Feed:
         self.uncommitted_bytes = 0
         self.inflight: list[Entry] = []
         """Taken by the journal; not yet known to be in the log."""
-        self.cursors: tuple[Cursor, ...] = ()
+        self.cursors: tuple[Woken, ...] = ()
         self.fenced = False
         """Nothing more comes through this feed: somebody else owns the conversation, or it was erased."""
         self.follows = False
@@ -354,7 +340,7 @@ class Feed:
         entries = self.tail[after - self.tail_start : self.visible - self.tail_start]
         if not entries:
             return NOTHING_NEW
-        made = _slice(entries)
+        made = slice_of(entries)
         self._slice, self._slice_after = made, after
         return made
 
@@ -363,7 +349,7 @@ class Feed:
         entries = await self._journal.log.read(self.key, after, SLICE_BYTES)
         if self.fenced:
             return NOTHING_NEW  # what is there now may be another conversation under the same id, or another's work
-        return _slice(entries) if entries else NOTHING_NEW
+        return slice_of(entries) if entries else NOTHING_NEW
 
     async def fold(self) -> Fold:
         """The fold of all visible entries. Raises `LogUnavailable`. Safe to cancel."""
@@ -407,10 +393,10 @@ class Feed:
             return Position(self.visible, self.tail[self.visible - self.tail_start - 1].epoch)
         return Position(self.visible, self.committed_epoch)
 
-    def attach(self, cursor: Cursor) -> None:
+    def attach(self, cursor: Woken) -> None:
         self.cursors = (*self.cursors, cursor)
 
-    def detach(self, cursor: Cursor) -> None:
+    def detach(self, cursor: Woken) -> None:
         self.cursors = tuple(other for other in self.cursors if other is not cursor)
         if not self.cursors and self._empty is not None:
             self._empty.set()
@@ -434,47 +420,3 @@ class Feed:
     def _wake(self) -> None:
         for cursor in self.cursors:
             cursor.wake()
-
-
-def _nobody() -> None:
-    """Wakes nobody: a closed cursor holds nothing of its reader."""
-
-
-class Cursor:
-    """A reader's place in a feed: all that the gateway keeps for a reader. Cheap, and the same for every transport.
-
-    `wake` is called, on the event loop, whenever there may be something new; it must not raise.
-    """
-
-    __slots__ = ("feed", "position", "wake")
-
-    def __init__(self, feed: Feed, position: Position, wake: Callable[[], None]) -> None:
-        self.feed = feed
-        self.position = position
-        self.wake = wake
-        feed.attach(self)
-
-    @property
-    def level(self) -> bool:
-        """It has seen all that is visible."""
-        return self.position.seq >= self.feed.visible
-
-    def take(self) -> Slice | None:
-        """The next slice from memory, and moves past it; None when `fetch` is needed."""
-        return self._move(self.feed.slice_after(self.position.seq))
-
-    async def fetch(self) -> Slice:
-        """The next slice from the log, and moves past it. Raises `LogUnavailable`. Safe to cancel: the cursor
-        moves only when the slice is returned."""
-        made = await self.feed.read_after(self.position.seq)
-        self._move(made)
-        return made
-
-    def _move(self, made: Slice | None) -> Slice | None:
-        if made is not None and made.frames:
-            self.position = made.upto
-        return made
-
-    def close(self) -> None:
-        self.feed.detach(self)
-        self.wake = _nobody

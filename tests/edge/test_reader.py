@@ -9,8 +9,8 @@ import structlog
 
 from gateway.edge import reader as readers
 from gateway.edge.reader import Reader
-from gateway.logs.feed import Slice
 from gateway.logs.log import Position
+from gateway.logs.slices import Slice
 from protocol.frames import Token
 from tests.support.faults import FaultLog
 from tests.support.node import KEY, feeds_of, is_token, read_until, running_node

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.logs import feed as feeds
-from gateway.logs.feed import NOTHING_NEW, TAIL_BYTES, UNCOMMITTED_BYTES, Cursor, Feed
+from gateway.logs.cursor import Cursor
+from gateway.logs.feed import TAIL_BYTES, UNCOMMITTED_BYTES, Feed
 from gateway.logs.log import Head, Key, LogUnavailable, Position
 from gateway.logs.memory import MemoryLog
+from gateway.logs.slices import NOTHING_NEW
 from protocol.frames import Done, Entry, FunctionResult, Message, Token
 from tests.support.faults import ask, end, place, say
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.logs import following as followings
-from gateway.logs.feed import Cursor, Feed
+from gateway.logs.cursor import Cursor
+from gateway.logs.feed import Feed
 from gateway.logs.following import Following, Place, level, placed
 from gateway.logs.log import Append, Head, Key, Position
 from protocol.frames import Entry, Message, Metadata, Token

@@ -10,12 +10,13 @@ from typing import Any
 from gateway.context.manager import ContextManager
 from gateway.context.summary import Summarizer
 from gateway.edge.reader import Reader
-from gateway.logs.feed import Feed, Slice
+from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, Log, Position
 from gateway.logs.memory import MemoryLog
 from gateway.logs.nodes import Nodes
+from gateway.logs.slices import Slice
 from gateway.models.model import Model
 from gateway.sessions.generation import Engine
 from gateway.sessions.pool import SessionPool
