@@ -65,10 +65,10 @@ async def test_turns_are_handed_over_without_spending_an_attempt(start_cluster: 
 
 async def test_a_draining_node_still_serves_what_it_runs(start_cluster: Any) -> None:
     """Its turns come to their end there, and commands for them from other nodes reach it."""
-    async with start_cluster(2, drain_s=20) as cluster:
+    async with start_cluster(2, drain_s=50) as cluster:
         a, b = cluster.nodes
         async with wire(a.chat) as client, wire(b.chat) as other, aiohttp.ClientSession(a.base) as http:
-            await client.ask("chat_message", message="/long 400", conversation_id="slow")
+            await client.ask("chat_message", message="/long 4000", conversation_id="slow")
             long = await client.ask("chat_message", message="/long 60", conversation_id="ends")
             await client.ask("chat_message", message="/long 5000", conversation_id="stopped")
             await other.ask("subscribe", conversation_id="ends", after=0)
