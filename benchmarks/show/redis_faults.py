@@ -120,6 +120,7 @@ class Readiness:
 
     def __init__(self, nodes: list[GatewayProcess]) -> None:
         self._nodes = nodes
+        self._over = False
         self.seen: list[set[int]] = [set() for _ in nodes]
 
     async def during(self, acting: Awaitable[None]) -> None:
@@ -127,11 +128,12 @@ class Readiness:
         try:
             await acting
         finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+            # Not cancelled: a request that is cancelled as it times out would only be one that timed out.
+            self._over = True
+            await watching
 
     async def _watch(self) -> None:
-        while True:
+        while not self._over:
             for node, seen in zip(self._nodes, self.seen, strict=True):
                 seen.add(await node.readiness())
             await asyncio.sleep(0.1)
