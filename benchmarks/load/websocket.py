@@ -1,7 +1,7 @@
 """The client's side of one WebSocket connection (RFC 6455), cut down to what reading tokens by the million needs.
 
-websockets' sans-I/O protocol costs several microseconds a frame, as much as the gateway spends; here it is a header
-and a slice. What is rare (fragments, control frames, the handshake) is done by the book, just not quickly.
+websockets' sans-I/O protocol takes 2 µs a frame, more than all the rest of reading a token; here it is a header and a
+slice. What is rare (fragments, control frames, the handshake) is done by the book, just not quickly.
 """
 
 from __future__ import annotations
