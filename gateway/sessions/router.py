@@ -21,7 +21,7 @@ from msgspec import UNSET, Struct, UnsetType, structs
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Elsewhere
 from gateway.logs.journal import Journal
-from gateway.logs.log import Key, LogUnavailable
+from gateway.logs.log import Key, LogUnavailable, Position
 from gateway.logs.nodes import NodeGone, RequestFailed
 from gateway.sessions.pool import SessionPool, log_unreadable
 from gateway.sessions.session import Acknowledged, Outcome, Stopping, new_id
@@ -74,8 +74,11 @@ class Request(Struct, array_like=True):
 
 
 class Submitted(Struct, tag="submitted"):
+    """As `Acknowledged`."""
+
     turn_id: str
     seq: int
+    epoch: int
     duplicate: bool
 
 
@@ -130,9 +133,21 @@ class Router:
             frame = structs.replace(frame, message_id=new_id("m"))
         found = await self._routed(key, here, Submit(frame))
         if isinstance(found, Submitted):
-            return await self.feed(key), Acknowledged(found.turn_id, found.seq, found.duplicate)
+            done = Acknowledged(*structs.astuple(found))
+            return await self._feed_with(key, Position(done.seq, done.epoch)), done
         assert isinstance(found, tuple)
         return found
+
+    async def _feed_with(self, key: Key, entry: Position) -> Feed:
+        """This node's feed of a conversation of which another one has just said that it has this entry."""
+        feed = await self.feed(key)
+        try:
+            if await feed.is_valid(entry):
+                return feed
+        except LogUnavailable:
+            raise log_unreadable() from None
+        text = "This conversation was deleted, or lost the message, as soon as it had it. Resend."
+        raise Refusal(ErrorCode.OVERLOADED, text, retry_after_s=1)
 
     async def cancel(self, key: Key, turn_id: str | None) -> Outcome:
         """Ends a turn; told when it is in the log."""
@@ -253,7 +268,7 @@ class Router:
             case Submit(frame=frame):
                 session, done = await self._pool.submit(key, frame)
                 await session.feed.when_committed(done.seq)
-                return Submitted(done.turn_id, done.seq, done.duplicate)
+                return Submitted(*done)
             case Stop(turn_id=turn_id):
                 outcome = await self._pool.cancel(key, turn_id)
                 return Stopped(outcome.outcome, outcome.turn_id)

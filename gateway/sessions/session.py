@@ -50,6 +50,7 @@ class Acknowledged(NamedTuple):
 
     turn_id: str
     seq: int
+    epoch: int
     duplicate: bool
 
 
@@ -95,7 +96,7 @@ class Session:
         """Appends a message and starts its turn, or queues it. Raises `Refusal` (`BUSY`); then nothing happened."""
         message_id = frame.message_id or new_id("m")
         if (first := self.fold.by_message_id(message_id)) is not None:
-            return Acknowledged(first.turn_id, first.message.seq, duplicate=True)
+            return Acknowledged(first.turn_id, first.message.seq, first.message.epoch, duplicate=True)
         waiting = len(self.fold.open_turns())
         interrupt = frame.on_busy == "interrupt" and waiting > 0
         if frame.on_busy == "reject" and waiting:
@@ -118,7 +119,7 @@ class Session:
             question = structs.replace(question, metadata=structs.replace(question.metadata, client=frame.metadata))
         self._append(question, *([self._cancelled(overtaken, 1)] if overtaken is not None else []))
         self.advance()
-        return Acknowledged(turn_id, question.seq, duplicate=False)
+        return Acknowledged(turn_id, question.seq, question.epoch, duplicate=False)
 
     def cancel(self, turn_id: str | None = None) -> Outcome:
         """Ends the running turn, or the one that is named, running or queued."""

@@ -234,6 +234,27 @@ async def test_deleting_reaches_the_owner_and_all_readers(start: Start) -> None:
     assert (await frames_until(one, is_end))[0].epoch > 0
 
 
+@pytest.mark.parametrize("messages", [0, 1, 3])
+async def test_a_message_whose_conversation_is_deleted_before_its_sender_hears_of_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch, messages: int
+) -> None:
+    one, two = await start(ScriptedModel([["a"], END])), await start(ScriptedModel([END]))
+    for _ in range(2):
+        await say(one)
+    feed = two.router.feed
+
+    async def late(key: Key) -> Feed:
+        await one.router.delete(key)
+        for _ in range(messages):
+            found, done = await say(one)
+            await found.when_committed(done.seq)
+        return await feed(key)
+
+    monkeypatch.setattr(two.router, "feed", late)
+    with pytest.raises(Refusal, match="OVERLOADED"):
+        await say(two, message_id="m")
+
+
 async def test_who_was_frozen_over_a_deletion_erases_nothing_that_came_after(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
