@@ -52,6 +52,7 @@ class Feeds:
         self._feeds: WeakValueDictionary[Key, Feed] = WeakValueDictionary()
         self._opening: dict[Key, asyncio.Task[Feed]] = {}
         self._releasing: dict[Key, asyncio.Task[None]] = {}
+        self._catching_up: set[asyncio.Task[None]] = set()
         self._handed_over = False
 
     @property
@@ -129,7 +130,7 @@ class Feeds:
         return feed
 
     def _following(self, key: Key) -> Following:
-        return Following(key, self._log, lambda: self._feeds.get(key), self.give_up)
+        return Following(key, self._log, lambda: self._feeds.get(key), self.give_up, self._catching_up)
 
     def _gone(self, key: Key) -> None:
         """The last one who held the feed has let go of it."""
@@ -236,7 +237,19 @@ class Feeds:
         for feed in list(self._feeds.values()):
             feed.hand_over()
 
-    async def close(self) -> None:
+    async def released(self) -> None:
         """Waits for what is being released."""
         if self._releasing:
             await asyncio.wait(list(self._releasing.values()))
+
+    async def close(self) -> None:
+        """Waits for what is being released, and follows nobody any more."""
+        await self.released()
+        for feed in list(self._feeds.values()):
+            if feed.follows:
+                self._nodes.unfollow(feed.key)
+        begun = [*self._opening.values(), *self._catching_up]
+        for task in begun:
+            task.cancel()
+        if begun:
+            await asyncio.wait(begun)

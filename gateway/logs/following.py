@@ -55,14 +55,23 @@ def placed(feed: Feed, after: Position, entries: list[Entry]) -> Place:
 class Following:
     """The `Follower` of one conversation. It finds its feed anew each time: the feed may come later, and go earlier."""
 
-    __slots__ = ("_again", "_feed", "_give_up", "_key", "_log", "_missed_while_none", "_reading")
+    __slots__ = ("_again", "_feed", "_give_up", "_key", "_log", "_missed_while_none", "_reading", "_tasks")
 
-    def __init__(self, key: Key, log: Log, feed: Callable[[], Feed | None], give_up: Callable[[Feed], None]) -> None:
-        """`give_up`: this feed's entries aren't those of the log any more."""
+    def __init__(
+        self,
+        key: Key,
+        log: Log,
+        feed: Callable[[], Feed | None],
+        give_up: Callable[[Feed], None],
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        """`give_up`: this feed's entries aren't those of the log any more. `tasks`: what is at work, for whoever has to
+        end it."""
         self._key = key
         self._log = log
         self._feed = feed
         self._give_up = give_up
+        self._tasks = tasks
         self._reading: asyncio.Task[None] | None = None
         self._again = False
         self._missed_while_none = False
@@ -93,6 +102,7 @@ class Following:
         self._again = True
         if self._reading is None:
             self._reading = asyncio.create_task(self._read_on(), name="catch up with another node")
+            self._tasks.add(self._reading)
             self._reading.add_done_callback(self._read)
 
     def feed_made(self) -> None:
@@ -119,7 +129,10 @@ class Following:
 
     def _read(self, task: asyncio.Task[None]) -> None:
         self._reading = None
-        if not task.cancelled() and (problem := task.exception()) is not None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        if (problem := task.exception()) is not None:
             log_lines.error("catching up with another node failed by a bug", exc_info=problem)
         if self._again:  # missed between the task's last step and this one
             self.missed()

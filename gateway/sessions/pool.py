@@ -370,7 +370,7 @@ class SessionPool:
                 task.cancel()
             if stuck:
                 await asyncio.wait(stuck)
-        await self.journal.feeds.close()
+        await self.journal.feeds.released()
 
     async def _leave_written(self, session: Session, left: Left) -> None:
         feed = session.feed

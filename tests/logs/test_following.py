@@ -56,7 +56,7 @@ class Followed:
     def __init__(self, feed: Feed | None, log: FaultLog) -> None:
         self.feed, self.log = feed, log
         self.given_up: list[Feed] = []
-        self.following = Following(KEY, log, lambda: self.feed, self._give_up)
+        self.following = Following(KEY, log, lambda: self.feed, self._give_up, set())
 
     def _give_up(self, feed: Feed) -> None:
         self.given_up.append(feed)

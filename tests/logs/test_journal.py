@@ -236,9 +236,14 @@ class Others:
 
     async def close(self) -> None: ...
 
-    async def follow(self, key: Key, follower: Follower) -> None: ...
+    def __init__(self) -> None:
+        self.followers: dict[Key, Follower] = {}
 
-    def unfollow(self, key: Key) -> None: ...
+    async def follow(self, key: Key, follower: Follower) -> None:
+        self.followers[key] = follower
+
+    def unfollow(self, key: Key) -> None:
+        self.followers.pop(key, None)
 
     async def followed(self, keys: Sequence[Key]) -> list[bool]:
         return [False] * len(keys)
@@ -333,6 +338,23 @@ async def test_who_owned_all_the_time_goes_on() -> None:
         feed, lost = await journal.feeds.own(KEY)
         assert feed is writer
         assert (feed.stale, lost) == (False, False)
+
+
+async def test_closing_ends_what_reads_on_in_a_log_that_is_down() -> None:
+    log, others = Shared(), Others()
+    await log.open()
+    journal = Journal(log, others)
+    journal.start()
+    feed = await journal.feeds.open(KEY)
+    ask((await journal.feeds.own(OTHER)).feed)
+    feed.seq = feed.committed = 1
+    log.down = True
+    others.followers[KEY].missed()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await journal.close()
+    assert (feed.follows, others.followers) == (True, {})
+    assert [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
 # ---------------------------------------------------------------- feeds

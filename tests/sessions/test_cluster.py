@@ -483,7 +483,7 @@ async def test_what_was_being_loaded_when_a_node_drained_is_given_back(
     await say(two)
     await frames_until(two, is_end)
     two.pool.evict(asyncio.get_running_loop().time())
-    await two.journal.feeds.close()
+    await two.journal.feeds.released()
     fold, asked, gate = Feed.fold, asyncio.Event(), asyncio.Event()
 
     async def slow(feed: Feed) -> Any:
