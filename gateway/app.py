@@ -40,6 +40,8 @@ from protocol.frames import Welcome
 if TYPE_CHECKING:
     from gateway.models.embeddings import OpenAIEmbeddings
 
+READY_WITHIN_S = 0.8
+"""Who asks whether this node is ready (a load balancer) mostly waits one second for the answer."""
 GOAWAY_SPREAD_MS = 3000
 """Clients that are sent away come back spread over this time, so that the next node isn't stormed."""
 log_lines = structlog.get_logger(__name__)
@@ -130,9 +132,12 @@ class Gateway:
         if self.pool.draining:
             return "draining"
         try:
-            await self.log.ping()
+            async with asyncio.timeout(READY_WITHIN_S):
+                await self.log.ping()
         except LogUnavailable as problem:
             return f"the conversation log can't be written: {problem}"
+        except TimeoutError:
+            return f"the conversation log doesn't answer within {READY_WITHIN_S:g} s"
         return None
 
     def edge(self, scrape: Scrape) -> Edge:

@@ -1,9 +1,10 @@
 """Turns whose owner is gone go on here, also when no client asks.
 
-A node that starts takes what nobody owns. A node that is found lost leaves its conversations to the others: each of
-them tries, in an order of its own, and the log gives every conversation to one. What falls between is looked for now
-and then: a hand-over that nobody took, an owner that was lost before this node started, and what this node owns by the
-log and doesn't run, since it never heard that it got it, or since the log lost the turn's end.
+A node that starts takes what nobody owns. A node that is found lost leaves its conversations to the others: each
+begins with its share (by rendezvous hashing, Thaler and Ravishankar 1998: the node that scores highest for a
+conversation), and a moment later takes what is still left. The log gives every conversation to one. What falls between
+is looked for now and then: a hand-over that nobody took, an owner that was lost before this node started, and what
+this node owns by the log and doesn't run, since it never heard that it got it, or since the log lost the turn's end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from zlib import crc32
 
 import structlog
 
@@ -23,6 +25,8 @@ from protocol.codes import Refusal
 AT_ONCE = 32
 """Conversations that are loaded side by side."""
 RETRY_FIRST_S = 0.5
+SHARE_S = 0.5
+"""So long a lost node's conversations are left to those whose share they are."""
 SEEN_S = 4.0
 """By then others know that a node beats again, and what they had begun before is done."""
 FIRST_LOOK_S, LOOK_S = 4.0, 30.0
@@ -92,12 +96,21 @@ class TakeOver:
         log = self._journal.log
         while True:
             try:
+                left = await log.unfinished(node_id)
+                await self._recover([key for key in left if self._is_our_share(key)], lost=True)
+                await asyncio.sleep(SHARE_S)
                 await self._recover(await log.unfinished(node_id), lost=True)
                 await self._recover(await log.unfinished(""), lost=False)
                 return
             except LogUnavailable as problem:
                 log_lines.warning("turns of a lost node can't be read yet", problem=str(problem))
                 await asyncio.sleep(1)
+
+    def _is_our_share(self, key: Key) -> bool:
+        nodes = self._journal.nodes
+        name = "/".join(key).encode("utf-8", "surrogatepass")
+        scores = {node_id: crc32(node_id.encode(), crc32(name)) for node_id in (nodes.node_id, *nodes.others())}
+        return max(scores, key=lambda node_id: (scores[node_id], node_id)) == nodes.node_id
 
     async def _look_around(self) -> None:
         await asyncio.sleep(FIRST_LOOK_S)

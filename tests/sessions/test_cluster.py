@@ -607,6 +607,22 @@ async def test_readers_of_a_node_that_was_frozen_go_on_with_the_new_owner(start:
     assert seen[-1].epoch > 0
 
 
+async def test_a_lost_nodes_conversations_are_shared_out(start: Start) -> None:
+    one = await start(ScriptedModel([["lost "], asyncio.Event()]))
+    others = [await start(ScriptedModel([["whole"], asyncio.Event()])) for _ in range(2)]
+    for node in others:
+        for other in (one, *others):
+            if other is not node:
+                await knows(node, other)
+    for number in range(24):
+        await say(one, key=Key("o", f"c{number}"))
+    await die(one)
+    async with asyncio.timeout(10):
+        while sum(node.pool.running for node in others) < 24:
+            await asyncio.sleep(0.05)
+    assert min(node.pool.running for node in others) >= 4
+
+
 async def test_a_waiting_turn_is_taken_over_without_a_word(start: Start) -> None:
     one = await start(ScriptedModel([["let me see "], calls(("f", {}))]))
     two = await start(ScriptedModel([["thanks"], END]))
