@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import aiohttp
 
@@ -47,7 +48,8 @@ class EventClient:
         self._backoff = Backoff(scene.chance.random)
         self._stream: HttpStream | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        """By `call_id`: what answers it."""
         self._timer: asyncio.TimerHandle | None = None
         self._attaching = False
         """The request is a `GET`."""
@@ -74,7 +76,7 @@ class EventClient:
 
     def stop(self) -> None:
         self.state, self.online = State.STOPPED, False
-        for task in (self._connecting, *self._calls):
+        for task in (self._connecting, *self._calls.values()):
             if task is not None:
                 task.cancel()
         if self._timer is not None:
@@ -234,19 +236,22 @@ class EventClient:
                 pass
 
     def _answer(self, conversation: Conversation) -> None:
-        if not self._calls:
-            task = asyncio.get_running_loop().create_task(self._answer_calls(conversation), name="answer")
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+        for call_id in conversation.asked.calls if conversation.asked else ():
+            if call_id not in self._calls:
+                task = asyncio.get_running_loop().create_task(self._answer_call(conversation, call_id), name="answer")
+                self._calls[call_id] = task
+                task.add_done_callback(partial(self._answered, call_id))
 
-    async def _answer_calls(self, conversation: Conversation) -> None:
-        """Until none waits; the same answer again has no effect."""
-        while conversation.asked is not None and conversation.asked.calls:
-            for call_id in tuple(conversation.asked.calls):
-                try:
-                    await self._scene.rest.answer_call(self.number, conversation.id, call_id)
-                except (aiohttp.ClientError, OSError, TimeoutError) as problem:
-                    plus(self._scene.tally.counts.unreachable, unreachable_reason(problem))
+    def _answered(self, call_id: str, task: asyncio.Task[None]) -> None:
+        del self._calls[call_id]
+
+    async def _answer_call(self, conversation: Conversation, call_id: str) -> None:
+        """Until it doesn't wait any more; the same answer again has no effect."""
+        while conversation.asked is not None and call_id in conversation.asked.calls:
+            try:
+                await self._scene.rest.answer_call(self.number, conversation.id, call_id)
+            except (aiohttp.ClientError, OSError, TimeoutError) as problem:
+                plus(self._scene.tally.counts.unreachable, unreachable_reason(problem))
             await asyncio.sleep(ANSWER_AGAIN_S)
 
     def _follow(self, conversation: Conversation, outcome: Outcome | None) -> None:

@@ -163,6 +163,16 @@ async def test_thresholds_drive_the_exit_code(load: Load, gateway: GatewayProces
     assert re.search(r"^FAIL http", told.output, re.MULTILINE)
 
 
+@pytest.mark.parametrize("transport", ["json", "sse"])
+async def test_calls_are_answered(load: Load, gateway: GatewayProcess, transport: str) -> None:
+    asked = ("--prompt", "/fast /call f {} g {}", "--turns", "1", "--transport", transport)
+    told = await load(gateway.base, *SHORT, *asked)
+    assert told.code == 0, told.output + told.errors
+    counts = told.results["counts"]
+    assert counts["calls"] == 2 * counts["messages"] > 20
+    assert counts["ends"] == {"stop": counts["messages"]}
+
+
 async def test_failed_turns_count_and_are_explained(load: Load, gateway: GatewayProcess) -> None:
     told = await load(gateway.base, *SHORT, "--prompt", "/fail stream_error")
     assert told.code == 1
