@@ -1,6 +1,7 @@
 """The peers that the gateway is compared with: each does the same work, written as its own documentation recommends.
 
     python -m benchmarks.peers                     the list
+    python -m benchmarks.peers setup [NAME …]      installs what they need, which otherwise happens at the first start
     python -m benchmarks.peers NAME --port N --upstream URL
     python -m benchmarks.peers check [NAME …]      every token, in order, through each of them
 
