@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -11,6 +12,7 @@ from benchmarks.compare.cores import Cores
 from benchmarks.compare.entrants import Running
 from benchmarks.native.run import Load, NativeUpstream, load
 
+SETTLE_S, POLL_S = 20.0, 0.1
 _RUNS = count()
 
 
@@ -36,15 +38,26 @@ class Bench(NamedTuple):
     cores: Cores
     upstream: NativeUpstream
 
-    async def load(self, running: Running, arguments: Sequence[object], *, seconds: float | None = None) -> Load:
+    async def load(
+        self, running: Running, arguments: Sequence[object], *, seconds: float | None = None, settle: bool = True
+    ) -> Load:
         """One run of the load client against it, in new conversations unless `arguments` name their `--prefix`.
 
-        Raises `LoadFailedError`.
+        `settle`: waits until the server has let go of its upstream, so that what goes on when its clients have left
+        isn't in the next measurement. Raises `LoadFailedError`.
         """
         span = self.scale.seconds if seconds is None else seconds
         words = ["--prefix", f"c{next(_RUNS)}", *map(str, arguments), "--seconds", str(span)]
         store = [] if running.store_pid is None else [running.store_pid]
         pids = [*running.pids(), *store]
         seen = await load(running.port, words, pids=pids, core=self.cores.load, timeout_s=span + 90)
+        if settle:
+            await self._settle()
         own = len(pids) - len(store)
         return replace(seen, cpu_s=seen.cpu_s[:own], store_cpu_s=sum(seen.cpu_s[own:]))
+
+    async def _settle(self) -> None:
+        for _ in range(int(SETTLE_S / POLL_S)):
+            if not (await self.upstream.stats())["streams"]:
+                return
+            await asyncio.sleep(POLL_S)

@@ -7,7 +7,7 @@ import time
 PER_CONNECTION = 4
 """Conversations."""
 RAMP_S, WARM_UP_S = 1.0, 1.0
-SPARE_S = 3.0
+SPARE_S = 1.5
 
 
 def streaming(

@@ -105,7 +105,7 @@ static inline struct sockaddr_in loopback(int port) {
     return address;
 }
 
-/* Listens on loopback; `port` 0: any free one. The first line of the output is the port, as of `benchmarks.upstream`. */
+/* Listens on loopback; `port` 0: any free one. The first line of the output is the port, as `benchmarks.upstream`'s. */
 static inline int listen_loopback(int port) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
     struct sockaddr_in address = loopback(port);

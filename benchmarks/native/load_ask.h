@@ -13,9 +13,10 @@ static void begin_turn(struct conversation *v, uint64_t now) {
 
 static void request(struct connection *c, const char *method, const char *path, const char *body) {
     buffer_reserve(&c->out, strlen(path) + strlen(body) + 1024);
-    c->out.end += (size_t)sprintf(c->out.data + c->out.end, "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept: text/event-stream\r\n"
-        "Content-Type: application/json\r\nContent-Length: %zu\r\n%s%s\r\n%s", method, path, options.port, strlen(body),
-        options.header, *options.header ? "\r\n" : "", body);
+    c->out.end += (size_t)sprintf(c->out.data + c->out.end,
+        "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept: text/event-stream\r\nContent-Type: application/json\r\n"
+        "Content-Length: %zu\r\n%s%s\r\n%s",
+        method, path, options.port, strlen(body), options.header, *options.header ? "\r\n" : "", body);
     c->responding = false;
     c->text.start = c->text.end = 0;
 }
@@ -31,12 +32,15 @@ static void ask(struct connection *c, unsigned slot) {
     }
     unsigned number = (c->first + slot) % total + v->generation * total;
     if (options.mode == OPENAI) {
-        snprintf(frame, sizeof frame, "{\"model\":\"%s\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}]}",
+        snprintf(frame, sizeof frame,
+                 "{\"model\":\"%s\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}]}",
                  options.model, options.message);
         request(c, "POST", options.path, frame);
     } else if (options.mode == AISDK) {
-        snprintf(frame, sizeof frame, "{\"id\":\"%s-%u\",\"message\":{\"id\":\"m%lu\",\"role\":\"user\",\"parts\":[{\"type\":\"text\","
-                 "\"text\":\"%s\"}]}}", options.prefix, number, (unsigned long)now_counts.asked, options.message);
+        snprintf(frame, sizeof frame,
+                 "{\"id\":\"%s-%u\",\"message\":{\"id\":\"m%lu\",\"role\":\"user\","
+                 "\"parts\":[{\"type\":\"text\",\"text\":\"%s\"}]}}",
+                 options.prefix, number, (unsigned long)now_counts.asked, options.message);
         request(c, "POST", options.path, frame);
     } else if (options.mode == SSE) {
         snprintf(frame, sizeof frame, "{\"conversation_id\":\"%s-%u\",\"message\":\"%s\"}", options.prefix, number,
@@ -44,7 +48,8 @@ static void ask(struct connection *c, unsigned slot) {
         request(c, "POST", options.path, frame);
     } else {
         bool sio = options.mode == SIO;
-        n = snprintf(frame, sizeof frame, "%s{\"type\":\"chat_message\",\"conversation_id\":\"%s-%u\",\"message\":\"%s\"}%s",
+        n = snprintf(frame, sizeof frame,
+                     "%s{\"type\":\"chat_message\",\"conversation_id\":\"%s-%u\",\"message\":\"%s\"}%s",
                      sio ? "42[\"chat_message\"," : "", options.prefix, number, options.message, sio ? "]" : "");
         add_masked(&c->out, WS_TEXT, frame, (size_t)n);
     }

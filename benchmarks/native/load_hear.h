@@ -8,7 +8,8 @@
 static struct conversation *conversation_of(struct connection *c, struct span id) {
     const char *digits = id.end;
     while (digits > id.start && digits[-1] >= '0' && digits[-1] <= '9') digits--;
-    unsigned slot = digits == id.end ? 0 : ((unsigned)span_number((struct span){digits, id.end}) + total - c->first) % total;
+    unsigned number = (unsigned)span_number((struct span){digits, id.end});
+    unsigned slot = digits == id.end ? 0 : (number + total - c->first) % total;
     return slot < c->count ? &c->conversations[slot] : NULL;
 }
 
@@ -91,7 +92,8 @@ static void turn_over(struct connection *c, struct conversation *v) {
 
 static void hear_object(struct connection *c, struct span object, struct span type, uint64_t now) {
     struct span key, value, none = {object.end, object.end};
-    struct span id = none, content = none, seq = none, first = none, error = none, length = none, after = none, turn = none;
+    struct span id = none, content = none, seq = none, first = none;
+    struct span error = none, length = none, after = none, turn = none;
     for (const char *p = object.start; json_member(&p, object.end, &key, &value);) {
         if (span_is(key, "type")) type = value;
         else if (span_is(key, "content") || span_is(key, "delta")) content = value;

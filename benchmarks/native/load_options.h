@@ -46,15 +46,18 @@ static const char USAGE[] =
     "  --model NAME                        for --mode openai\n";
 
 static void options_read(int count, char **words) {
-    enum { PORT = 1, MODE, PATH, HEADER, CONNECTIONS, CONVERSATIONS, MESSAGE, ONCE, FRESH, RAMP, WARMUP, SECONDS, PREFIX, READERS,
-           SLOW, SLOW_RATE, RECEIVE, AFTER, EXPECT, RESUME, CONNECT_ONLY, IN_FLIGHT, PID, MODEL };
+    enum {
+        PORT = 1, MODE, PATH, HEADER, CONNECTIONS, CONVERSATIONS, MESSAGE, ONCE, FRESH, RAMP, WARMUP, SECONDS,
+        PREFIX, READERS, SLOW, SLOW_RATE, RECEIVE, AFTER, EXPECT, RESUME, CONNECT_ONLY, IN_FLIGHT, PID, MODEL,
+    };
     static const struct option known[] = {
         {"port", 1, 0, PORT}, {"mode", 1, 0, MODE}, {"path", 1, 0, PATH}, {"header", 1, 0, HEADER},
         {"connections", 1, 0, CONNECTIONS}, {"conversations", 1, 0, CONVERSATIONS}, {"message", 1, 0, MESSAGE},
-        {"once", 0, 0, ONCE}, {"fresh", 0, 0, FRESH}, {"ramp", 1, 0, RAMP}, {"warmup", 1, 0, WARMUP}, {"seconds", 1, 0, SECONDS},
-        {"prefix", 1, 0, PREFIX}, {"readers", 1, 0, READERS}, {"slow", 1, 0, SLOW}, {"slow-rate", 1, 0, SLOW_RATE},
-        {"receive-buffer", 1, 0, RECEIVE}, {"after", 1, 0, AFTER}, {"expect", 1, 0, EXPECT}, {"resume", 1, 0, RESUME},
-        {"connect-only", 0, 0, CONNECT_ONLY}, {"in-flight", 1, 0, IN_FLIGHT}, {"pid", 1, 0, PID}, {"model", 1, 0, MODEL},
+        {"once", 0, 0, ONCE}, {"fresh", 0, 0, FRESH}, {"ramp", 1, 0, RAMP}, {"warmup", 1, 0, WARMUP},
+        {"seconds", 1, 0, SECONDS}, {"prefix", 1, 0, PREFIX}, {"readers", 1, 0, READERS}, {"slow", 1, 0, SLOW},
+        {"slow-rate", 1, 0, SLOW_RATE}, {"receive-buffer", 1, 0, RECEIVE}, {"after", 1, 0, AFTER},
+        {"expect", 1, 0, EXPECT}, {"resume", 1, 0, RESUME}, {"connect-only", 0, 0, CONNECT_ONLY},
+        {"in-flight", 1, 0, IN_FLIGHT}, {"pid", 1, 0, PID}, {"model", 1, 0, MODEL},
         {0},
     };
     static const char *modes[] = {"ws", "sio", "sse", "openai", "aisdk"};
@@ -96,8 +99,8 @@ static void options_read(int count, char **words) {
         }
     }
     if (!options.port || !mode_known || options.connections < 1 || options.conversations < 1 || optind < count ||
-        (over_http() && options.conversations > 1) || (options.after >= 0 && !options.expect) || strlen(options.message) > 4096 ||
-        strlen(options.prefix) > 64 || strlen(options.header) > 512)
+        (over_http() && options.conversations > 1) || (options.after >= 0 && !options.expect) ||
+        strlen(options.message) > 4096 || strlen(options.prefix) > 64 || strlen(options.header) > 512)
         fputs(USAGE, stderr), exit(2);
     if (!options.path) options.path = paths[options.mode];
 }

@@ -84,7 +84,12 @@ static void begin_measuring(void) {
 }
 
 static void end_measuring(void) {
-    for (int i = 0; i < options.pid_count; i++) end_cpu[i] = cpu_ns(options.pids[i]);
+    for (int i = 0; i < options.pid_count; i++) {
+        end_cpu[i] = cpu_ns(options.pids[i]);
+        if (end_cpu[i] >= start_cpu[i]) continue;
+        count_error("PROCESS_ENDED", 13);
+        end_cpu[i] = start_cpu[i];
+    }
     own_end = cpu_ns(0);
     end_counts_ns = now_ns();
     measuring = false;
@@ -110,10 +115,12 @@ static void print_result(void) {
     print_number("wrong_length", n->wrong_length);
     print_number("own_cpu_ns", own_end - own_start);
     printf("\"cpu_ns\":[");
-    for (int i = 0; i < options.pid_count; i++) printf("%s%lu", i ? "," : "", (unsigned long)(end_cpu[i] - start_cpu[i]));
+    for (int i = 0; i < options.pid_count; i++)
+        printf("%s%lu", i ? "," : "", (unsigned long)(end_cpu[i] - start_cpu[i]));
     printf("],\"slices\":[");
     for (int i = 0; i < slice_count; i++) {
-        printf("%s{\"at_s\":%.3f,\"tokens\":%lu,\"cpu_ns\":[", i ? "," : "", slices[i].at_s, (unsigned long)slices[i].tokens);
+        printf("%s{\"at_s\":%.3f,\"tokens\":%lu,\"cpu_ns\":[", i ? "," : "", slices[i].at_s,
+               (unsigned long)slices[i].tokens);
         for (int k = 0; k < options.pid_count; k++) printf("%s%lu", k ? "," : "", (unsigned long)slices[i].cpu[k]);
         printf("]}");
     }

@@ -112,10 +112,12 @@ static void ask(struct peer *client, struct span id, struct span message) {
     client->answers++;
     snprintf(u->id, sizeof u->id, "%.*s", (int)span_length(id), id.start);
     char body[8192], head[256];
-    int n = snprintf(body, sizeof body, "{\"model\":\"bench\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"%.*s\"}]}",
+    int n = snprintf(body, sizeof body,
+                     "{\"model\":\"bench\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"%.*s\"}]}",
                      (int)span_length(message), message.start);
-    int m = snprintf(head, sizeof head, "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json"
-                     "\r\nContent-Length: %d\r\n\r\n", n);
+    int m = snprintf(head, sizeof head,
+                     "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                     "Content-Length: %d\r\n\r\n", n);
     buffer_add(&u->out, head, (size_t)m);
     buffer_add(&u->out, body, (size_t)n);
     flush(u);

@@ -37,7 +37,7 @@ class NativeUpstream(NamedTuple):
         return f"http://127.0.0.1:{self.port}/v1"
 
     async def stats(self) -> dict[str, int]:
-        """`requests`, `tokens`, `writes`, `cancelled`, `late_max_us`, `cpu_ns` since it was started."""
+        """`streams` being answered; `requests`, `tokens`, `writes`, `cancelled`, `late_max_us`, `cpu_ns` so far."""
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"http://127.0.0.1:{self.port}/stats") as answer,

@@ -10,10 +10,9 @@
 #include "core.h"
 #include "script.h"
 #include "stamp.h"
+#include "wheel.h"
 #include "wire.h"
 
-#define TICK_NS 250000ull
-#define SLOTS 16384u /* 4 s; what is due later goes round */
 #define BURST_BYTES 65536u
 #define SEND_BUFFER_BYTES 32768
 
@@ -32,50 +31,19 @@ struct connection {
     int sent;
     char prefix[512], suffix[96];
     size_t prefix_length, suffix_length, word;
-    struct connection *next, **link; /* in a slot of the wheel; `link` NULL: in none */
+    struct timer timer;
     struct connection *next_dead;
 };
 
 static struct script defaults;
-static struct connection *wheel[SLOTS], *dead;
-static uint64_t occupied[SLOTS / 64], tick, requests, tokens, writes, cancelled, late_max_ns;
+static struct connection *dead;
+static uint64_t requests, streams, tokens, writes, cancelled, late_max_ns; /* `streams`: being answered now */
 static int epoll_fd;
-
-static void timer_stop(struct connection *c) {
-    if (!c->link) return;
-    *c->link = c->next;
-    if (c->next) c->next->link = c->link;
-    c->link = NULL;
-}
-
-static void timer_start(struct connection *c, uint64_t due_ns) {
-    timer_stop(c);
-    uint64_t at = due_ns / TICK_NS + 1;
-    if (at <= tick) at = tick + 1;
-    if (at > tick + SLOTS - 1) at = tick + SLOTS - 1;
-    unsigned slot = (unsigned)(at % SLOTS);
-    c->next = wheel[slot];
-    if (c->next) c->next->link = &c->next;
-    c->link = &wheel[slot];
-    wheel[slot] = c;
-    occupied[slot / 64] |= 1ull << slot % 64;
-}
-
-/* When the next occupied slot is due; 0: none is. */
-static uint64_t next_tick_ns(void) {
-    for (unsigned i = 1; i < SLOTS;) {
-        unsigned slot = (unsigned)((tick + i) % SLOTS);
-        uint64_t word = occupied[slot / 64] >> slot % 64;
-        if (word) return (tick + i + (unsigned)__builtin_ctzll(word)) * TICK_NS;
-        i += 64 - slot % 64;
-    }
-    return 0;
-}
 
 static void drop(struct connection *c) {
     if (c->fd < 0) return;
-    if (c->phase != IDLE) cancelled++;
-    timer_stop(c);
+    if (c->phase != IDLE) cancelled++, streams--;
+    timer_stop(&c->timer);
     close(c->fd);
     c->fd = -1;
     c->next_dead = dead; /* events of this turn may still name it */
@@ -148,6 +116,7 @@ static void finish(struct connection *c) {
     add_chunk(c, "data: [DONE]\n\n", 14);
     buffer_text(&c->out, "0\r\n\r\n");
     c->phase = IDLE;
+    streams--;
 }
 
 /* False: the peer is gone. What it doesn't take stays in `out`, and EPOLLOUT will come. */
@@ -181,7 +150,7 @@ static void go_on(struct connection *c) {
         uint64_t now = now_ns();
         if (c->due_ns > now) {
             c->behind = false;
-            timer_start(c, c->due_ns);
+            timer_start(&c->timer, c->due_ns);
             return;
         }
         if (c->sent < c->script.tokens) {
@@ -208,24 +177,29 @@ static void answer_json(struct connection *c, int status, const char *body) {
 
 static void answer_stats(struct connection *c) {
     char body[320];
-    snprintf(body, sizeof body, "{\"requests\":%lu,\"tokens\":%lu,\"writes\":%lu,\"cancelled\":%lu,\"late_max_us\":%lu,"
-             "\"cpu_ns\":%lu}", (unsigned long)requests, (unsigned long)tokens, (unsigned long)writes,
-             (unsigned long)cancelled, (unsigned long)(late_max_ns / NS_PER_US), (unsigned long)cpu_ns(0));
+    snprintf(body, sizeof body,
+             "{\"requests\":%lu,\"streams\":%lu,\"tokens\":%lu,\"writes\":%lu,\"cancelled\":%lu,\"late_max_us\":%lu,"
+             "\"cpu_ns\":%lu}", (unsigned long)requests, (unsigned long)streams, (unsigned long)tokens,
+             (unsigned long)writes, (unsigned long)cancelled, (unsigned long)(late_max_ns / NS_PER_US),
+             (unsigned long)cpu_ns(0));
     answer_json(c, 200, body);
 }
 
 static void answer_chat(struct connection *c, struct span body) {
     requests++;
     if (!span_is(json_get(body, "stream"), "true")) {
-        answer_json(c, 200, "{\"id\":\"chatcmpl-1\",\"object\":\"chat.completion\",\"created\":1764000000,\"model\":\"bench\","
+        answer_json(c, 200,
+                    "{\"id\":\"chatcmpl-1\",\"object\":\"chat.completion\",\"created\":1764000000,\"model\":\"bench\","
                     "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"A short summary.\"},"
-                    "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4,\"total_tokens\":13}}");
+                    "\"finish_reason\":\"stop\"}],"
+                    "\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4,\"total_tokens\":13}}");
         return;
     }
     c->script = script_parse(defaults, last_question(body));
     c->usage = span_is(json_get(json_get(body, "stream_options"), "include_usage"), "true");
     c->number = requests;
     c->phase = STREAMING;
+    streams++;
     c->behind = false;
     c->sent = 0;
     c->start_ns = now_ns() + (uint64_t)(c->script.delay * 1e9);
@@ -289,17 +263,8 @@ static void accept_all(int listener) {
     }
 }
 
-static void fire(uint64_t now) {
-    for (uint64_t to = now / TICK_NS; tick < to;) {
-        unsigned slot = (unsigned)(++tick % SLOTS);
-        if (!(occupied[slot / 64] >> slot % 64 & 1)) continue;
-        occupied[slot / 64] &= ~(1ull << slot % 64);
-        while (wheel[slot]) {
-            struct connection *c = wheel[slot];
-            timer_stop(c);
-            go_on(c);
-        }
-    }
+static void timer_fired(struct timer *timer) {
+    go_on((struct connection *)((char *)timer - offsetof(struct connection, timer)));
 }
 
 static void bury(void) {
@@ -320,17 +285,17 @@ int main(int count, char **words) {
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     int listener = listen_loopback(count > 1 ? atoi(words[1]) : 0);
     watch(epoll_fd, listener, NULL);
-    tick = now_ns() / TICK_NS;
+    wheel_begin(now_ns());
     struct epoll_event events[EVENTS];
     for (;;) {
-        int n = wait_events(epoll_fd, events, next_tick_ns());
+        int n = wait_events(epoll_fd, events, wheel_next_ns());
         for (int i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
             if (!c) accept_all(listener);
             if (c && c->fd >= 0 && events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) receive(c);
             if (c && c->fd >= 0 && events[i].events & EPOLLOUT && buffer_length(&c->out) && flush(c)) go_on(c);
         }
-        fire(now_ns());
+        wheel_turn(now_ns(), timer_fired);
         bury();
     }
 }

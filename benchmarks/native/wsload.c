@@ -20,8 +20,10 @@ static void receive(struct connection *c, size_t limit) {
         ssize_t n = recv(c->fd, into, want, 0);
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
         if (n <= 0) {
-            /* An answer without a length ends with its connection. */
-            drop(c, c->conversations->asked || c->stage < OPEN || options.mode < SSE ? "CONNECTION_LOST" : NULL);
+            /* Between two answers over HTTP a connection may end; all else is a loss. */
+            bool missed = options.after >= 0 && !c->conversations->had_all;
+            bool lost = !over_http() || c->conversations->asked || c->stage < OPEN || missed;
+            drop(c, lost ? "CONNECTION_LOST" : NULL);
             return;
         }
         limit -= (size_t)n;
@@ -112,7 +114,8 @@ static void prepare(void) {
 static void connect_all(uint64_t deadline_ns) {
     int begun = 0;
     while (opened + failed < (unsigned)connection_count && now_ns() < deadline_ns) {
-        while (begun < connection_count && begun - (int)(opened + failed) < options.in_flight) connect_next(&connections[begun++]);
+        while (begun < connection_count && begun - (int)(opened + failed) < options.in_flight)
+            connect_next(&connections[begun++]);
         turn(deadline_ns);
     }
 }
@@ -133,7 +136,8 @@ static void ask_all(void) {
 
 static bool finished(void) {
     if (options.expect && had_all + failed >= total) return true;
-    return closed == (unsigned)connection_count || (options.once && answered_all + failed * (unsigned)options.conversations >= total);
+    unsigned never = failed * (unsigned)options.conversations;
+    return closed == (unsigned)connection_count || (options.once && answered_all + never >= total);
 }
 
 static void run_until(uint64_t deadline_ns) {

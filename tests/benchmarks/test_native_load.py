@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -186,6 +186,21 @@ async def test_a_refused_handshake_and_a_lost_connection_are_told() -> None:
     assert (await run(leave)).errors == {"CLOSED_1012": 1}
 
 
+async def test_a_server_that_ends_meanwhile_is_told() -> None:
+    """Its CPU time would be negative."""
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+
+    async def answer(connection: ServerConnection, asked: dict[str, Any]) -> None:
+        process.kill()
+        await process.wait()
+        await connection.send(frame(asked, type="done"))
+
+    async with server(answer) as port:
+        seen = await load(port, WORDS, pids=[process.pid])
+    assert seen.errors == {"PROCESS_ENDED": 1}
+    assert seen.cpu_s == [0]
+
+
 async def test_nobody_there_is_told() -> None:
     async with server(scripted()) as port:
         pass
@@ -222,20 +237,28 @@ async def test_event_streams_are_read_however_they_are_cut(ending: str) -> None:
     body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\n\r\n"
     response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body
 
+    left = asyncio.Event()
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"Content-Length: (\d+)", head)
         assert length is not None
         asked = orjson.loads(await reader.readexactly(int(length[1])))
         assert asked["message"]
-        for at in range(0, len(response), 5):
-            writer.write(response[at : at + 5])
-            await writer.drain()
-            await asyncio.sleep(0)
+        with suppress(ConnectionError):  # it leaves as soon as it has heard enough
+            for at in range(0, len(response), 5):
+                writer.write(response[at : at + 5])
+                await writer.drain()
+                await asyncio.sleep(0)
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        left.set()
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as running:
         port = running.sockets[0].getsockname()[1]
         words = ["--mode", "sse", "--path", "/x", "--ramp", "0", "--once", "--seconds", "5"]
         seen = await load(port, words)
+        await left.wait()
     assert seen.tokens == 2
     assert (seen.gaps, seen.duplicates, seen.wrong_length) == (1, 0, 0)

@@ -34,7 +34,7 @@ class Connections:
         return ["gateway", "fastapi", "aiohttp", "socketio", "node-ws", "relay"]
 
     def rounds(self, scale: Scale) -> int:
-        return min(2, scale.rounds)
+        return 1
 
     def steps(self, scale: Scale) -> int:
         return 1

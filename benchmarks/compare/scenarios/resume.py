@@ -49,8 +49,8 @@ class Resume:
             way = entrant.ws or entrant.sse
             ways = [*way, "--prefix", f"m{missed}", "--connections", CLIENTS, "--expect", missed]
             message = f"tokens={missed} rate={rate:g} size=6 hold={HOLD_S} stamp=1"
-            await bench.load(running, [*ways, "--message", message], seconds=60)
-            load = await bench.load(running, [*ways, "--after", 0, *entrant.resume], seconds=30)
+            await bench.load(running, [*ways, "--message", message], seconds=60, settle=False)
+            load = await bench.load(running, [*ways, "--after", 0, *entrant.resume], seconds=30, settle=False)
             cpu_s, complete = sum(load.cpu_s), max(1, load.had_all)
             yield (
                 regime(missed),
