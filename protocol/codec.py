@@ -7,7 +7,7 @@ and keep no state between frames.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
 import msgspec
@@ -95,14 +95,17 @@ class Codec:
 
     def encode(self, frame: AnyFrame) -> bytes:
         """The bytes of one frame, always on one line in JSON. What only the log has to know isn't sent."""
-        kind = type(frame)
-        if kind is Token:
-            return self._encode(frame)
         if type(frame) is Message:
             return self._encode(_to_wire(frame))
         if type(frame) is Context:
             return self._encode(structs.replace(frame, memory=None))
         return self._encode(frame)
+
+    def encode_all(self, frames: Sequence[AnyServerFrame]) -> list[bytes]:
+        """The bytes of each frame."""
+        if len(frames) == 1 and type(frames[0]) is Token:  # as nearly always
+            return [self._encode(frames[0])]
+        return [self.encode(frame) for frame in frames]
 
     def decode_client(self, data: bytes) -> AnyClientFrame:
         """One validated frame of a client. Raises `BadFrame`, with `BAD_FRAME` or `UNKNOWN_TYPE`."""

@@ -72,20 +72,21 @@ class TurnFold:
     def rounds(self) -> int:
         return max((call.round for call in self.calls.values()), default=0)
 
-    def say(self, token: Token) -> None:
+    def say(self, tokens: Iterable[Token]) -> None:
         """Its next text."""
         pieces = self.pieces
-        if not pieces:
-            self.pieces_from = token.first_seq or token.seq
-        elif len(pieces) == PIECES:
-            pieces[:] = ["".join(pieces)]
-        pieces.append(token.content)
+        for token in tokens:
+            if not pieces:
+                self.pieces_from = token.first_seq or token.seq
+            elif len(pieces) == PIECES:
+                pieces[:] = ["".join(pieces)]
+            pieces.append(token.content)
 
     def apply(self, entry: Entry) -> None:
         """One of the turn's own entries after its `message`, in order."""
         match entry:
             case Token():
-                self.say(entry)
+                self.say((entry,))
             case FunctionCall():
                 self.keep_seq = entry.seq
                 if (asked := self.calls.get(entry.call_id)) is not None:
@@ -158,9 +159,9 @@ class Fold:
 
     def say(self, turn: TurnFold, tokens: Sequence[Token]) -> None:
         """`apply_all` for tokens of one turn, which most entries are."""
-        for token in tokens:
-            turn.say(token)
-        self.seq, self.epoch = token.seq, token.epoch
+        turn.say(tokens)
+        last = tokens[-1]
+        self.seq, self.epoch = last.seq, last.epoch
 
     def _begin(self, message: Message) -> None:
         turn = TurnFold(message, keep_seq=message.seq)

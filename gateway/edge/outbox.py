@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 from msgspec import structs
@@ -40,11 +41,8 @@ class Subscription:
         self.refs: dict[int, str | None] = {}
         """seq of a `message` that this connection sent and hasn't seen -> the `ref` to answer with, if any."""
         self.closed = False
-        self.cursor = Cursor(feed, position, self.wake)
-        self.wake()
-
-    def wake(self) -> None:
-        self.outbox.ready(self)
+        self.cursor = Cursor(feed, position, partial(outbox.ready, self))
+        outbox.ready(self)
 
     def close(self) -> None:
         self.closed = True
@@ -120,7 +118,8 @@ class Outbox:
     def ready(self, sub: Subscription) -> None:
         """There may be something new at its cursor."""
         self._ready[sub] = None
-        self._schedule()
+        if not self._flushing:
+            self._schedule()
 
     def _schedule(self) -> None:
         if not self._flushing:
@@ -131,17 +130,19 @@ class Outbox:
         """One write for all that is due: direct answers, then slices, while the socket takes them."""
         self._flushing = False
         out, self._direct = self._direct, []
-        ready = self._ready
-        turns, room = 0 if self._shell.paused else len(ready), FLUSH_BYTES
-        while turns and ready and room > 0:
-            turns -= 1
-            sub = next(iter(ready))
-            del ready[sub]  # it comes behind the others if it has more
-            if not sub.closed:
-                room -= self._take(sub, out)
+        room = FLUSH_BYTES
+        if not self._shell.paused:
+            woken, self._ready = iter(self._ready), {}
+            for sub in woken:
+                if not sub.closed:
+                    room -= self._take(sub, out)
+                    if room <= 0:
+                        # Those whose turn hasn't come go ahead of those that have more.
+                        self._ready = {**dict.fromkeys(woken), **self._ready}
+                        break
         if out:
             self._shell.write(out)
-        if ready and not self._shell.paused:
+        if self._ready and not self._shell.paused:
             self._schedule()
 
     def _take(self, sub: Subscription, out: list[bytes]) -> int:
@@ -162,7 +163,7 @@ class Outbox:
         out += payloads
         if made.upto.seq < feed.visible or feed.deleted:
             self._ready[sub] = None
-        return sum(map(len, payloads))
+        return len(payloads[0]) if len(payloads) == 1 else sum(map(len, payloads))
 
     def _encoded(self, sub: Subscription, made: Slice) -> list[bytes]:
         codec = self.codec
@@ -170,7 +171,7 @@ class Outbox:
             return [codec.encode(self._with_ref(sub.refs, frame)) for frame in made.frames]
         payloads = made.encoded.get(codec.name)
         if payloads is None:
-            payloads = made.encoded[codec.name] = [codec.encode(frame) for frame in made.frames]
+            payloads = made.encoded[codec.name] = codec.encode_all(made.frames)
         return payloads
 
     def _with_ref(self, refs: dict[int, str | None], frame: AnyServerFrame) -> AnyServerFrame:

@@ -34,17 +34,16 @@ class Cursor:
 
     def take(self) -> Slice | None:
         """The next slice from memory, and moves past it; None when `fetch` is needed."""
-        return self._move(self.feed.slice_after(self.position.seq))
+        made = self.feed.slice_after(self.position.seq)
+        if made is not None and made.frames:
+            self.position = made.upto
+        return made
 
     async def fetch(self) -> Slice:
         """The next slice from the log, and moves past it. Raises `LogUnavailable`. Safe to cancel: the cursor
         moves only when the slice is returned."""
         made = await self.feed.read_after(self.position.seq)
-        self._move(made)
-        return made
-
-    def _move(self, made: Slice | None) -> Slice | None:
-        if made is not None and made.frames:
+        if made.frames:
             self.position = made.upto
         return made
 

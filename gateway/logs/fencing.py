@@ -44,11 +44,11 @@ def may_be_stored(head: Head, append: Append) -> bool:
     return append.after.seq + len(append.entries) <= head.seq
 
 
-def advanced(head: Head, append: Append) -> Head:
-    """The head after `append` was written."""
+def advanced(head: Head, append: Append, *, plain: bool) -> Head:
+    """The head after `append` was written. `plain`: that has only tokens."""
     entries = append.entries
     last = entries[-1]
-    turns = head.open_turns if only_tokens(entries) else turns_left_open(head.open_turns, entries)
+    turns = head.open_turns if plain else turns_left_open(head.open_turns, entries)
     return Head(last.seq, last.epoch, False, turns)
 
 

@@ -60,7 +60,7 @@ class MemoryLog:
             there = self._entries.get(append.key, [])[start : start + len(append.entries)]
             return fencing.may_be_stored(head, append) and there == list(append.entries)
         self._entries.setdefault(append.key, []).extend(append.entries)
-        self._heads[append.key] = fencing.advanced(head, append)
+        self._heads[append.key] = fencing.advanced(head, append, plain=fencing.only_tokens(append.entries))
         return True
 
     async def read(self, key: Key, after: int, limit_bytes: int) -> list[Entry]:

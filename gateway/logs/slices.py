@@ -22,7 +22,10 @@ class Slice(Struct, frozen=True):
 
 def slice_of(entries: list[Entry]) -> Slice:
     """The first frames of `entries`, as far as one slice goes."""
-    frames = entries if len(entries) == 1 else merge(entries)
+    if len(entries) == 1:
+        [last] = entries
+        return Slice(entries, {}, False, Position(last.seq, last.epoch))
+    frames = merge(entries)
     last = frames[-1]
     return Slice(frames, {}, last.seq < entries[-1].seq, Position(last.seq, last.epoch))
 

@@ -15,6 +15,7 @@ from gateway.logs.recent import Recent
 from gateway.logs.sqlite_file import FileLock, connect, explained
 from gateway.logs.sqlite_queries import epoch_in_segments, read_segments
 from gateway.logs.sqlite_store import EXPIRE_AT_ONCE, Store, Synchronous
+from gateway.logs.worker import Worker
 from protocol.frames import Entry
 
 READERS = 2
@@ -55,7 +56,7 @@ class SqliteLog:
         self._lock = FileLock(self._path)
         self._recent = Recent()
         self._store: Store | None = None
-        self._writer: ThreadPoolExecutor | None = None
+        self._writer: Worker | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._idle_readers: list[sqlite3.Connection] = []
 
@@ -64,7 +65,7 @@ class SqliteLog:
     async def open(self) -> None:
         if self._writer is not None:
             raise RuntimeError("the log is open already")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="log-writer")
+        self._writer = Worker("log-writer")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="log-reader")
         try:
             await self._on_writer(self._open)
@@ -88,9 +89,9 @@ class SqliteLog:
         if writer is None or readers is None:
             return
         try:
-            await asyncio.get_running_loop().run_in_executor(writer, self._close, readers)
+            await writer.run(lambda: self._close(readers))
         finally:
-            writer.shutdown(wait=False)
+            writer.stop()
 
     def _close(self, readers: ThreadPoolExecutor) -> None:
         readers.shutdown()
@@ -173,7 +174,7 @@ class SqliteLog:
         """Runs `job` after those that were asked for before it."""
         if self._writer is None:
             raise LogUnavailable(f"{self._path} isn't open")
-        return await asyncio.get_running_loop().run_in_executor(self._writer, job)
+        return await self._writer.run(job)
 
     async def _on_reader(self, query: Callable[..., T], *args: object) -> T:
         if self._readers is None:

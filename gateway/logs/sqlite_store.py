@@ -122,8 +122,6 @@ class Store:
     # ------------------------------------------------------------ appending
 
     def commit(self, batch: Sequence[Append]) -> list[bool]:
-        for append in batch:
-            fencing.check(append)
         self._mend()
         work = _Work()
         with explained(self._path):
@@ -133,16 +131,19 @@ class Store:
         return verdicts
 
     def _stage(self, append: Append, work: _Work) -> bool:
+        fencing.check(append)
         key = append.key
-        row, head = work.heads.get(key) or self._find(key)
+        row, head = work.heads.get(key) or self._heads.get(key) or self._find(key)
         if not fencing.takes(head, append):
             return fencing.may_be_stored(head, append) and self._is_stored(append, work)
-        after = fencing.advanced(head, append)
+        plain = fencing.only_tokens(append.entries)
+        after = fencing.advanced(head, append, plain=plain)
         if row == _NEW:
             row, self._next_id = self._next_id, self._next_id + 1
         if head.seq == 0 or after.epoch != head.epoch or after.open_turns != head.open_turns:
             work.changed[key] = append
-        work.durable = work.durable or key in work.changed or not fencing.only_tokens(append.entries)
+            plain = False
+        work.durable = work.durable or not plain
         work.heads[key] = row, after
         work.appends.append((row, append))
         return True
@@ -173,10 +174,10 @@ class Store:
                 self._save(key, *work.heads[key], append.entries[-1])
             self.db.execute("INSERT INTO recent (appends) VALUES (?)", (packed,))
         self._failing = False
-        appended = ((append.key, append.entries) for _, append in work.appends)
-        self._recent.add(appended, len(packed), afresh=flush)
-        for key, found in work.heads.items():
-            self._remember(key, found)
+        self._recent.add([(append.key, append.entries) for _, append in work.appends], len(packed), afresh=flush)
+        for key in work.changed:
+            self._remember(key, work.heads[key])
+        self._heads.update(work.heads)  # those that are there already keep their age
 
     def _save(self, key: Key, row: int, head: Head, last: Entry) -> None:
         turns = _encode(head.open_turns) if head.open_turns else None
@@ -185,14 +186,15 @@ class Store:
     def _flush(self) -> None:
         """Moves `recent` to segments, within a transaction; the caller drops it from memory after the commit."""
         for key, entries in self._recent.all():
-            row, _ = self._find(key)
+            row, head = self._find(key)
             for piece in segment.split(entries, SEGMENT_BYTES):
                 self.db.execute(
                     "INSERT INTO segments (conversation, last_seq, first_seq, epoch, entries) VALUES (?, ?, ?, ?, ?)",
                     (row, piece[-1].seq, piece[0].seq, piece[0].epoch, segment.encode(piece)),
                 )
-            updated_ms = _timestamp(entries[-1])
-            self.db.execute("UPDATE conversations SET updated_ms = ? WHERE id = ?", (updated_ms, row))
+            if not head.open_turns:  # else the end of the turn will tell
+                updated_ms = _timestamp(entries[-1])
+                self.db.execute("UPDATE conversations SET updated_ms = ? WHERE id = ?", (updated_ms, row))
         self.db.execute("DELETE FROM recent")
 
     # ------------------------------------------------------------ heads
@@ -213,7 +215,7 @@ class Store:
     def _remember(self, key: Key, found: tuple[int, Head]) -> None:
         self._heads[key] = found
         self._heads.move_to_end(key)
-        if len(self._heads) > HEADS:
+        while len(self._heads) > HEADS:
             self._heads.popitem(last=False)
 
     def _load(self, key: Key) -> tuple[int, Head]:

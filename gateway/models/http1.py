@@ -8,6 +8,7 @@ import os
 from typing import Protocol, cast
 
 from gateway.models.answer import Answer
+from gateway.models.moderation import Moderation
 from gateway.models.pacing import Pacer
 
 READ_BYTES = 65536
@@ -27,9 +28,10 @@ class Pool(Protocol):
 class Connection(asyncio.Protocol):
     """At most one answer at a time."""
 
-    def __init__(self, pool: Pool, pacer: Pacer) -> None:
+    def __init__(self, pool: Pool, pacer: Pacer, moderation: Moderation) -> None:
         self._pool = pool
         self._pacer = pacer
+        self._moderation = moderation
         self._loop = asyncio.get_running_loop()
         self._answer: Answer | None = None
         self._file: int | None = None
@@ -68,6 +70,7 @@ class Connection(asyncio.Protocol):
         now = self._loop.time()
         since, self._unread_since = self._unread_since or now, 0.0
         self._read_at = now
+        self._moderation.read(now)
         if hold_s := self._answer.received(data, since):
             self.go_on(hold_s)
 

@@ -19,6 +19,7 @@ import httpx2
 
 from gateway.models.answer import Answer, Unanswered
 from gateway.models.http1 import Connection
+from gateway.models.moderation import Moderation
 from gateway.models.pacing import Pacer
 from gateway.models.proxies import Proxy, proxy_for, tunnel
 
@@ -76,6 +77,7 @@ class Connections:
         self._tls: ssl.SSLContext | None = None
         self._loop = asyncio.get_running_loop()
         self._pacer = Pacer()
+        self._moderation = Moderation()
         self._all: dict[Connection, Origin] = {}
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         """Least recently used first, each with the timer that closes it."""
@@ -116,7 +118,7 @@ class Connections:
                     self._tls = self._tls or httpx2.create_ssl_context()
                     tls = {"ssl": self._tls, "server_hostname": origin.host}
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(self, self._pacer), sock=sock, **tls
+                    lambda: Connection(self, self._pacer, self._moderation), sock=sock, **tls
                 )
             except BaseException:
                 sock.close()

@@ -35,7 +35,6 @@ from protocol.frames import (
     Message,
     Options,
     Restart,
-    Token,
     Usage,
 )
 from protocol.merge import TOKEN_CHARS, split
@@ -253,22 +252,8 @@ class Session:
         """One token entry for each piece; longer ones are split."""
         if max(map(len, pieces)) > TOKEN_CHARS:
             pieces = [part for piece in pieces for part in split(piece)]
-        feed = self.feed
-        seq, epoch = feed.next_position()
-        conversation_id, turn_id, metadata = feed.key.conversation_id, turn.message.turn_id, feed.stamp()
-        tokens = [
-            Token(
-                conversation_id=conversation_id,
-                turn_id=turn_id,
-                seq=number,
-                epoch=epoch,
-                metadata=metadata,
-                content=text,
-            )
-            for number, text in enumerate(pieces, seq)
-        ]
-        feed.append_tokens(tokens)
-        self.fold.say(turn, tokens)
+        if tokens := self.feed.append_text(turn.message.turn_id, pieces):
+            self.fold.say(turn, tokens)
 
     def append_context(self, turn_id: str, compaction: Compaction) -> None:
         """What older turns became; the model calls after it start from there."""
