@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -28,6 +28,28 @@ class Plot(NamedTuple):
 
 def colour(entrant: str) -> str:
     return OURS if entrant.startswith("gateway") else FLOOR if entrant.startswith("relay") else THEIRS
+
+
+def _line(axes: Axes, entrant: str, points: Sequence[tuple[float, float]], marker: str = "") -> None:
+    """Ours thick, the floor dashed, the others each in a colour of its own."""
+    ours, floor = entrant.startswith("gateway"), entrant.startswith("relay")
+    style: dict[str, Any] = {"color": FLOOR, "linestyle": "--"} if floor else {"linewidth": 2.5} if ours else {}
+    if entrant == "gateway":
+        style |= {"color": OURS}
+    axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, markersize=4, label=entrant, **style)
+
+
+def _logarithmic(axes: Axes, ticks: Mapping[float, str], label: str) -> None:
+    """Both ways, with numbers that people read."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8)
 
 
 def bars(scenario: str, regime: str | None, figure: str, label: str, factor: float = 1.0) -> Draw:
@@ -60,28 +82,22 @@ def curves(scenario: str, regime: str, histogram: str, label: str) -> Draw:
     """Latency by percentile, with ever finer steps towards 100%: HdrHistogram's plot."""
 
     def draw(results: Results, axes: Axes) -> bool:
-        drawn = False
         for row in results.rows(scenario):
             points = results.histogram(row, histogram).curve() if row.regime == regime else []
             if points:
-                drawn = True
                 # As the number of nines: 90% is 10, 99% is 100.
-                axes.plot([100 / (100 - at) for at, _ in points], [us / 1000 for _, us in points], label=row.entrant)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        ticks = {1: "0%", 2: "50%", 10: "90%", 100: "99%", 1000: "99.9%", 10_000: "99.99%"}
-        axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        if drawn:
-            axes.legend(fontsize=8)
-        return drawn
+                _line(axes, row.entrant, [(100 / (100 - at), us / 1000) for at, us in points])
+        ticks = {1.0: "0%", 2.0: "50%", 1e1: "90%", 1e2: "99%", 1e3: "99.9%", 1e4: "99.99%"}
+        _logarithmic(axes, ticks, label)
+        return bool(axes.lines)
 
     return draw
 
 
-def lines(scenario: str, figure: str, x_label: str, y_label: str, factor: float = 1.0) -> Draw:
-    """Along the regimes whose names begin with a number."""
+def lines(
+    scenario: str, figure: str, x_label: str, y_label: str, factor: float = 1.0, *, from_zero: bool = False
+) -> Draw:
+    """Along the regimes whose names begin with a number. `from_zero`: for figures that should stay the same."""
 
     def draw(results: Results, axes: Axes) -> bool:
         series: dict[str, list[tuple[float, float]]] = {}
@@ -90,15 +106,13 @@ def lines(scenario: str, figure: str, x_label: str, y_label: str, factor: float 
             if at is not None and value is not None:
                 series.setdefault(row.entrant, []).append((at, value.median * factor))
         for entrant, points in series.items():
-            ordered = sorted(points)
-            axes.plot([x for x, _ in ordered], [y for _, y in ordered], marker="o", markersize=3, label=entrant)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+            _line(axes, entrant, sorted(points), "o")
+        places = {x for points in series.values() for x, _ in points}
+        _logarithmic(axes, {x: f"{x:,g}" for x in sorted(places)}, y_label)
         axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.grid(alpha=0.3)
-        if series:
-            axes.legend(fontsize=8)
+        if from_zero:
+            axes.set_yscale("linear")
+            axes.set_ylim(bottom=0)
         return bool(series)
 
     return draw
@@ -130,7 +144,7 @@ PLOTS = (
     Plot("resume", "resume", "CPU of a client that comes back",
          lines("resume", "client_cpu_us", "tokens missed", "CPU ms a client", 1e-3)),
     Plot("conversations", "conversations", f"{conversations.TOTAL_RATE:,} tokens/s from ever more conversations",
-         lines("conversations", "cpu_us", "conversations", CPU)),
+         lines("conversations", "cpu_us", "conversations", CPU, from_zero=True)),
 )  # fmt: skip
 
 
