@@ -235,6 +235,8 @@ class Connection:
             await self._follow_on(sub)  # it stays where it is, in another feed
             sub = self._out.subscriptions.get(conversation_id)
         if sub is None or sub.cursor.feed.deleted:
+            if sub is not None:
+                self._out.end(sub)
             before = Position(done.seq - 1, ANY_EPOCH)
             sub = self._attach(conversation_id, feed, before)
         if sub.cursor.position.seq >= done.seq or done.seq in sub.refs:
@@ -333,4 +335,10 @@ class Connection:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log_lines.error("a connection failed by a bug", exc_info=problem, connection_id=self.id)
+            self._shell.close(CloseCode.INTERNAL, "internal error")

@@ -182,6 +182,12 @@ class Outbox:
                 return structs.replace(frame, ref=self.sending.pop(sent))
         return frame
 
+    def end(self, sub: Subscription) -> None:
+        """The conversation was deleted, and what comes next is another's: the reader hears of it at once."""
+        out: list[bytes] = []
+        self._leave(sub, out)
+        self._shell.write(out)
+
     def _leave(self, sub: Subscription, out: list[bytes]) -> None:
         conversation_id = sub.cursor.feed.key.conversation_id
         out += self._unanswered(sub)

@@ -52,6 +52,10 @@ class Woken(Protocol):
         ...
 
 
+def _began_anew() -> LogUnavailable:
+    return LogUnavailable("this conversation was deleted and begun anew while it was read")
+
+
 class Committer(Protocol):
     """What a feed needs of the journal."""
 
@@ -373,13 +377,18 @@ class Feed:
 
     async def fold(self) -> Fold:
         """The fold of all visible entries. Raises `LogUnavailable`. Safe to cancel."""
-        fold = Fold()
+        fold, log = Fold(), self._journal.log
         while fold.seq < self.tail_start:
-            more = await self._journal.log.read(self.key, fold.seq, FOLD_BYTES)
+            more = await log.read(self.key, fold.seq, FOLD_BYTES)
             if not more:
                 return fold  # erased while it was read
+            if fold.seq and await log.epoch_at(self.key, fold.seq) != fold.epoch:
+                raise _began_anew()
             fold.apply_all(more)
-        fold.apply_all(self.tail[fold.seq - self.tail_start : max(0, self.visible - self.tail_start)])
+        rest = self.tail[fold.seq - self.tail_start : max(0, self.visible - self.tail_start)]
+        if rest and rest[0].epoch < fold.epoch:
+            raise _began_anew()
+        fold.apply_all(rest)
         return fold
 
     async def snapshot(self) -> Snapshot:

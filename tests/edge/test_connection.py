@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.edge import connection as connections
 from gateway.edge.answers import committed, message_entry
 from gateway.edge.connection import Connection
 from gateway.edge.principal import NoAuthentication
@@ -32,12 +33,13 @@ class FakeShell:
     def __init__(self) -> None:
         self.paused = False
         self.frames: list[dict[str, Any]] = []
+        self.closed: list[int] = []
 
     def write(self, messages: Sequence[bytes]) -> None:
         self.frames += map(orjson.loads, messages)
 
     def close(self, code: int, reason: str = "") -> None:
-        raise AssertionError("the connection stays open")
+        self.closed.append(code)
 
     pause_reading = resume_reading = lambda self: None
 
@@ -113,6 +115,44 @@ async def test_an_answer_that_never_comes_isnt_taken_for_another_one() -> None:
         first, second = await client.answer("1"), await client.answer("2")
         assert (first["type"], first["error"]["code"]) == ("error", "OVERLOADED")
         assert (second["type"], second["message_id"], second["seq"]) == ("message", "m2", 3)
+
+
+async def test_a_slow_reader_hears_of_the_deletion_before_what_begins_anew() -> None:
+    async with peer() as client:
+        client.send("chat_message", message="one", ref="1")
+        await client.until(lambda frame: frame["type"] == "done")
+        client.shell.paused = True
+        session = await client.node.pool.session(KEY)
+        client.send("chat_message", message="two", ref="2")
+        await session.feed.when_committed(6)
+        await client.node.pool.delete(KEY)
+        client.send("chat_message", message="three", ref="3")
+        await asyncio.sleep(0.02)
+        client.shell.paused = False
+        client.connection.writable()
+        await client.answer("3")
+        await client.answer("2")
+        after = [frame for frame in client.shell.frames if frame["type"] in ("message", "deleted", "error")][1:]
+        assert [(frame["type"], frame.get("ref"), frame.get("seq")) for frame in after] == [
+            ("error", "2", None),
+            ("deleted", None, None),
+            ("message", "3", 1),
+        ]
+
+
+async def test_a_bug_in_the_background_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise KeyError("t")
+
+    monkeypatch.setattr(connections, "moved", broken)
+    async with peer() as client:
+        client.send("chat_message", message="one", ref="1")
+        await client.answer("1")
+        take_over(client.node)
+        async with asyncio.timeout(5):
+            while not client.shell.closed:
+                await asyncio.sleep(0.001)
+        assert client.shell.closed == [1011]
 
 
 @pytest.mark.parametrize(("deleted", "code"), [(True, "NOT_FOUND"), (False, "OVERLOADED")])

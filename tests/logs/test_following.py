@@ -8,12 +8,13 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.logs import following as followings
 from gateway.logs.cursor import Cursor
 from gateway.logs.feed import Feed
 from gateway.logs.following import Following, Place, level, placed
-from gateway.logs.log import Append, Head, Key, Position
+from gateway.logs.log import Append, Head, Key, LogUnavailable, OpenTurn, Position
 from protocol.frames import Entry, Message, Metadata, Token
 from tests.support.faults import FaultLog
 
@@ -169,6 +170,20 @@ async def test_an_erased_conversation_ends_for_its_followers(log: FaultLog) -> N
     both.following.erased()
     assert both.feed is not None
     assert (both.feed.deleted, both.given_up) == (True, [both.feed])
+
+
+async def test_what_began_anew_while_it_was_read_isnt_mixed_with_what_was_there(log: FaultLog) -> None:
+    both = Followed(followed(log), log)
+    await both.append(Position(0, 0), [ask()], push=False)
+    both.feed = followed(log, 1)
+    both.feed.open_turns = (OpenTurn("t", 1),)
+    await both.append(Position(1, 0), tokens(2, 5))
+    assert (await both.feed.fold()).seq == 5
+    await log.erase(KEY)
+    again = structs.replace(ask(), epoch=9, turn_id="again")
+    assert await log.commit([Append(KEY, Position(0, 0), [again])]) == [True]
+    with pytest.raises(LogUnavailable):
+        await both.feed.fold()
 
 
 @given(st.lists(st.sampled_from(["push", "lose", "repeat", "cut"]), max_size=30), st.randoms())
