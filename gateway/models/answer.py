@@ -18,6 +18,7 @@ import httptools
 UNREAD_BYTES = 65536
 """Of a body that nobody takes: past this no more is read."""
 HEAD_BYTES = 65536
+"""Of a head, and of anything else between two pieces of a body, such as trailers."""
 INFLATED_BYTES = 1 << 20
 """What one read of a compressed body may become."""
 
@@ -50,7 +51,7 @@ class Answer:
     """One response: `head` once, then `read` until it returns False, and `close` in any case."""
 
     __slots__ = ("_began", "_connection", "_ends_with_connection", "_has_head", "_head_bytes", "_inflate",
-                 "_keep", "_parser", "_problem", "_take", "_unread", "_waiter", "_whole", "headers",
+                 "_inflated_bytes", "_keep", "_parser", "_problem", "_take", "_unread", "_waiter", "_whole", "headers",
                  "status")  # fmt: skip
 
     def __init__(self, connection: Wire) -> None:
@@ -58,11 +59,13 @@ class Answer:
         self.headers: list[tuple[bytes, bytes]] = []
         self._connection: Wire | None = connection
         """None once the answer has ended, whole or not."""
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = _parser(self)
         self._began = self._has_head = self._whole = self._keep = False
         self._ends_with_connection = True
         self._head_bytes = 0
         self._inflate: zlib._Decompress | None = None
+        self._inflated_bytes = 0
+        """By the read that is looked at."""
         self._unread: list[bytes] = []
         self._take: Take | None = None
         self._problem: Exception | None = None
@@ -116,9 +119,12 @@ class Answer:
         """As `Take`, for what the connection brought."""
         problem: Exception | None = None
         self._began = True
+        self._inflated_bytes = 0
         try:
             cast("httptools.HttpResponseParser", self._parser).feed_data(data)
-            if not self._has_head:
+            if self._unread:
+                self._head_bytes = 0
+            else:
                 self._check_head_bytes(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, zlib.error, Broken) as error:
             problem = Broken("what came is not HTTP")
@@ -152,7 +158,8 @@ class Answer:
         try:
             hold_s = take(unread[0] if len(unread) == 1 else b"".join(unread), since)
         except Exception as problem:  # noqa: BLE001 # the reader's own, and raised there
-            self._keep = False
+            self._keep = self._whole = False  # whole or not, `read` has to raise it
+            self._problem = problem
             self._end(problem)
             return math.inf
         if hold_s == math.inf:
@@ -172,20 +179,20 @@ class Answer:
     def _check_head_bytes(self, more_bytes: int) -> None:
         self._head_bytes += more_bytes
         if self._head_bytes > HEAD_BYTES:
-            raise Broken("the head of an answer is too large")
+            raise Broken("an answer brought too much that is no body")
 
     # ------------------------------------------------------------ for the parser
 
     def on_message_begin(self) -> None:
-        if self._whole:  # something follows that nobody asked for
-            self._keep = False
+        if self._whole:
+            raise Broken("something follows that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._has_head:  # a trailer
             return
         self.headers.append((name, value))
         name = name.lower()
-        if name in (b"content-length", b"transfer-encoding"):
+        if name == b"content-length" or (name == b"transfer-encoding" and value.lower().endswith(b"chunked")):
             self._ends_with_connection = False
         elif name == b"content-encoding" and value.strip().lower() in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # which of both it finds out itself
@@ -198,6 +205,7 @@ class Answer:
         if self.status < 200:  # an interim answer, such as 103
             self.headers = []
             self._ends_with_connection = True
+            self._inflate = None
             return
         if self._inflate is not None:
             self.headers = [header for header in self.headers if header[0].lower() != b"content-encoding"]
@@ -206,12 +214,34 @@ class Answer:
 
     def on_body(self, body: bytes) -> None:
         if self._inflate is not None:
-            body = self._inflate.decompress(body, INFLATED_BYTES)
-            if self._inflate.unconsumed_tail:
-                raise Broken("a compressed answer is too large")
+            body = self._inflated(self._inflate, body)
+            if not body:
+                return
         self._unread.append(body)
+
+    def _inflated(self, inflate: zlib._Decompress, body: bytes) -> bytes:
+        if inflate.eof:  # it would gather what follows
+            return b""
+        room = INFLATED_BYTES - self._inflated_bytes
+        if room <= 0:
+            raise Broken("a compressed answer is too large")
+        body = inflate.decompress(body, room)
+        if inflate.unconsumed_tail:
+            raise Broken("a compressed answer is too large")
+        self._inflated_bytes += len(body)
+        return body
 
     def on_message_complete(self) -> None:
         if self._has_head and not self._whole:
             self._whole = True
             self._keep = cast("httptools.HttpResponseParser", self._parser).should_keep_alive()
+
+
+def _parser(reader: Answer) -> httptools.HttpResponseParser:
+    """As lenient as RFC 9112 permits (section 2.2), and as servers in the field need it: bare line feeds, blanks
+    after a chunk's size, odd header values. None of it can be taken for the end of an answer that goes on."""
+    parser = httptools.HttpResponseParser(reader)
+    parser.set_dangerous_leniencies(
+        lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+    )
+    return parser

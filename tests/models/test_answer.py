@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.models.answer import HEAD_BYTES, UNREAD_BYTES, Answer, Broken, Unanswered
+from gateway.models.answer import HEAD_BYTES, INFLATED_BYTES, UNREAD_BYTES, Answer, Broken, Unanswered
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -76,9 +76,21 @@ def feed(answer: Answer, wire: Wire, data: bytes, cut: Cut, *, ends: bool = Fals
         pytest.param(OK + b"connection: close\r\ncontent-length: 1\r\n\r\na", False, b"a", False, id="close"),
         pytest.param(b"HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\na", False, b"a", False, id="HTTP/1.0"),
         pytest.param(OK + b"\r\nabc", True, b"abc", False, id="to the end of the connection"),
+        pytest.param(
+            OK + b"transfer-encoding: identity\r\n\r\nabc", True, b"abc", False, id="to the end, by its encoding"
+        ),
+        pytest.param(OK.replace(b"\r", b"") + b"content-length: 1\n\na", False, b"a", True, id="bare line feeds"),
+        pytest.param(CHUNKED + b"1  \r\na\r\n0\r\n\r\n", False, b"a", True, id="padded chunk size"),
         pytest.param(b"HTTP/1.1 204 X\r\n\r\n", False, b"", True, id="no content"),
         pytest.param(
             b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" + OK + b"content-length: 1\r\n\r\na", False, b"a", True, id="103"
+        ),
+        pytest.param(
+            b"HTTP/1.1 103 Early\r\ncontent-encoding: gzip\r\nlink: x\r\n\r\n" + OK + b"content-length: 1\r\n\r\na",
+            False,
+            b"a",
+            True,
+            id="103, of an answer that then isn't compressed",
         ),
     ],
 )
@@ -154,6 +166,73 @@ async def test_a_read_may_not_become_too_much() -> None:
         await body_of(answer)
 
 
+async def test_a_read_may_not_become_too_much_in_many_chunks() -> None:
+    packed, wire = gzip.compress(bytes(100 << 20)), Wire()
+    chunks = [packed[start : start + 900] for start in range(0, len(packed), 900)]
+    body = b"".join([b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks])
+    answer = Answer(wire)
+    answer.received(OK + b"content-encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n" + body, 0.0)
+    assert wire.kept == [False]
+    size = 0
+
+    def take(data: bytes, _: float) -> float:
+        nonlocal size
+        size += len(data)
+        return 0.0
+
+    with pytest.raises(Broken):
+        await answer.read(take)
+    assert size <= INFLATED_BYTES
+
+
+async def test_many_reads_may_become_much() -> None:
+    packed = gzip.compress(bytes(8 << 20))
+    answer = Answer(Wire())
+    answer.received(OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed), 0.0)
+    read = asyncio.create_task(body_of(answer))
+    await asyncio.sleep(0)
+    for start in range(0, len(packed), 500):
+        answer.received(packed[start : start + 500], 0.0)
+    assert await read == bytes(8 << 20)
+
+
+async def test_what_follows_a_compressed_body_is_bounded() -> None:
+    wire = Wire()
+    answer = Answer(wire)
+    answer.received(OK + b"content-encoding: gzip\r\n\r\n" + gzip.compress(b"hello"), 0.0)
+    read = asyncio.create_task(body_of(answer))
+    for _ in range(HEAD_BYTES // 4096 + 1):
+        assert not wire.kept
+        await asyncio.sleep(0)
+        answer.received(b"x" * 4096, 0.0)
+    assert wire.kept == [False]
+    with pytest.raises(Broken):
+        await read
+
+
+async def test_trailers_are_bounded() -> None:
+    wire = Wire()
+    answer = Answer(wire)
+    answer.received(CHUNKED + b"0\r\nx-trailer: ", 0.0)
+    for _ in range(HEAD_BYTES // 4096):
+        assert not wire.kept
+        answer.received(b"x" * 4096, 0.0)
+    assert wire.kept == [False]
+
+
+async def test_no_limit_to_chunks_that_come_in_pieces() -> None:
+    wire = Wire()
+    answer = Answer(wire)
+    answer.received(CHUNKED, 0.0)
+    read = asyncio.create_task(body_of(answer))
+    await asyncio.sleep(0)
+    for _ in range(HEAD_BYTES // 3 + 1):
+        answer.received(b"1\r\n", 0.0)
+        answer.received(b"a\r\n", 0.0)
+    answer.received(b"0\r\n\r\n", 0.0)
+    assert await read == b"a" * (HEAD_BYTES // 3 + 1)
+
+
 @pytest.mark.parametrize("problem", [None, ConnectionResetError()])
 async def test_no_byte_of_an_answer(problem: Exception | None) -> None:
     answer = Answer(Wire())
@@ -176,6 +255,16 @@ async def test_more_than_was_asked_for_ends_the_connection() -> None:
     answer = Answer(wire)
     answer.received(OK + b"content-length: 1\r\n\r\na" + OK, 0.0)
     assert await body_of(answer) == b"a"
+    assert wire.kept == [False]
+
+
+async def test_a_second_answer_in_the_same_read_changes_nothing() -> None:
+    wire = Wire()
+    answer = Answer(wire)
+    another = b"HTTP/1.1 500 X\r\nx: y\r\ncontent-length: 5\r\n\r\nhello"
+    answer.received(OK + b"content-length: 1\r\n\r\na" + another, 0.0)
+    assert await body_of(answer) == b"a"
+    assert answer.status == 200
     assert wire.kept == [False]
 
 
@@ -220,6 +309,22 @@ async def test_the_readers_own_failure_is_the_readers() -> None:
     with pytest.raises(ZeroDivisionError):
         await reading
     assert wire.kept == [False]
+
+
+@pytest.mark.parametrize("reads_first", [True, False])
+async def test_the_readers_own_failure_with_the_last_bytes(reads_first: bool) -> None:
+    wire = Wire()
+    answer = Answer(wire)
+    data = OK + b"content-length: 1\r\n\r\na"
+    if not reads_first:
+        answer.received(data, 0.0)
+    reading = asyncio.create_task(answer.read(lambda *_: 1 / 0))
+    await asyncio.sleep(0)
+    if reads_first:
+        answer.received(data, 0.0)
+    with pytest.raises(ZeroDivisionError):
+        await reading
+    assert wire.kept == [not reads_first]
 
 
 async def test_closed_by_us() -> None:
