@@ -1,4 +1,8 @@
-"""A connection to an upstream over HTTP/1.1. While its reader wants nothing, its transport is paused."""
+"""A connection to an upstream over HTTP/1.1. While its reader wants nothing, its transport is paused.
+
+Through TLS it isn't: it would read on all the same, and what it had read would be lost if the server then closed the
+connection (uvloop 0.23). There it is gathered here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ from gateway.models.moderation import Moderation
 from gateway.models.pacing import Pacer
 
 READ_BYTES = 65536
-"""Of one paced read. The rest is left to the next."""
+"""Of one paced read. The rest is left to the next. And of what is gathered: then it is due at once, or, if nobody
+knows when it will be wanted, no more is read."""
 
 
 class Pool(Protocol):
@@ -37,11 +42,12 @@ class Connection(asyncio.Protocol):
         self._file: int | None = None
         """The socket's, unless TLS lies between it and us."""
         self._held_s = 0.0
-        """For how long the transport is paused; 0: it reads."""
+        """For how long the reader wants nothing; 0: it reads."""
         self._polled = False
         """The pacer has us on its list."""
         self._read_at = 0.0
-        self._unread_since = 0.0
+        self._gathered = bytearray()
+        self._gathered_since = 0.0
 
     def ask(self, request: bytes) -> Answer:
         """Sends a request and returns its answer-to-be."""
@@ -68,13 +74,17 @@ class Connection(asyncio.Protocol):
             self._transport.abort()  # nobody has asked
             return
         now = self._loop.time()
-        since, self._unread_since = self._unread_since or now, 0.0
-        self._read_at = now
         self._moderation.read(now)
-        if hold_s := self._answer.received(data, since):
+        if self._held_s and self._file is None:
+            self._gather(data, now)
+            return
+        self._read_at = now
+        if hold_s := self._answer.received(data, now):
             self.go_on(hold_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and self._gathered:
+            self._answer.received(bytes(self._gathered), self._gathered_since)
         if self._answer is not None:
             self._answer.lost(exc)
         self._pool.gone(self)
@@ -85,12 +95,17 @@ class Connection(asyncio.Protocol):
         """Reads on, but for `hold_s` not yet."""
         if self._answer is None or self._transport.is_closing():
             return
-        if hold_s and not self._held_s:
+        if self._file is None:
+            if hold_s < math.inf == self._held_s:
+                self._transport.resume_reading()
+        elif hold_s and not self._held_s:
             self._transport.pause_reading()
         elif self._held_s and not hold_s:
             self._transport.resume_reading()
         self._held_s = hold_s
-        if 0.0 < hold_s < math.inf and not self._polled:
+        if self._gathered and not hold_s:
+            self._bring(self._answer)
+        elif 0.0 < hold_s < math.inf and not self._polled:
             self._polled = True
             self._pacer.later(self, hold_s)
 
@@ -100,22 +115,40 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         if answer is None or not 0.0 < self._held_s < math.inf or self._transport.is_closing():
             return
-        data, since = b"", self._read_at
-        self._read_at = self._loop.time()
         if self._file is None:
-            self._unread_since = since
-        else:
-            try:
-                data = os.read(self._file, READ_BYTES)
-            except OSError:
-                data = b""
+            if self._gathered:
+                self._bring(answer)
+            else:
+                self.go_on(0.0)
+            return
+        since, self._read_at = self._read_at, self._loop.time()
+        try:
+            data = os.read(self._file, READ_BYTES)
+        except OSError:
+            data = b""
         # Nothing, the end, or an error: the transport finds out which.
         self.go_on(answer.received(data, since) if data else 0.0)
+
+    def _gather(self, data: bytes, now: float) -> None:
+        if not self._gathered:
+            self._gathered_since = now
+        self._gathered += data
+        if self._answer is not None and len(self._gathered) >= READ_BYTES:
+            if self._held_s == math.inf:
+                self._transport.pause_reading()
+            else:
+                self._bring(self._answer)
+
+    def _bring(self, answer: Answer) -> None:
+        """What was gathered."""
+        data, self._gathered = bytes(self._gathered), bytearray()
+        self.go_on(answer.received(data, self._gathered_since))
 
     def ended(self, *, keep: bool) -> None:
         """The answer has."""
         self._answer = None
-        if not keep or self._transport.is_closing():
+        if not keep or self._gathered or self._transport.is_closing():
+            self._gathered.clear()
             self._transport.abort()
             return
         if self._held_s:

@@ -1,6 +1,7 @@
 """A raw server for the faults that no well-behaved mock produces, and which sees when its client hangs up."""
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -41,6 +42,11 @@ class Exchange:
 
     def close(self) -> None:
         self._writer.close()
+
+    def close_at_once(self) -> None:
+        """FIN, through TLS without a word. Not before the loop has written all."""
+        with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
 
 
 Play = Callable[[Exchange], Awaitable[None] | None]

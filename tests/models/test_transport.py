@@ -170,8 +170,38 @@ def test_a_quiet_upstream_is_heard_at_once_after_the_pause(run: Run) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_what_a_slow_upstream_has_not_sent_yet_has_not_waited(
+    run: Run, secure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = trustme.CA()
+    trusting(ca, monkeypatch)
+
+    async def play(exchange: Exchange) -> None:
+        exchange.write(HEAD)
+        for number in range(4):
+            exchange.write(b"2\r\n%02d\r\n" % number)
+            await asyncio.sleep(0.08)
+        exchange.end()
+
+    async def test() -> None:
+        async with serving(play, context(ca) if secure else None) as upstream, asked(upstream.base_url) as answer:
+            reads = Reads(0.01)
+            assert not await answer.read(reads)
+        assert len(reads.data) == 4
+        assert max(reads.waited_s) < 0.04
+
+    run(test())
+
+
+@pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("breaking", [Exchange.close, Exchange.reset], ids=["close", "reset"])
-def test_broken_while_nothing_is_read(run: Run, breaking: Callable[[Exchange], None]) -> None:
+def test_broken_while_nothing_is_read(
+    run: Run, secure: bool, breaking: Callable[[Exchange], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = trustme.CA()
+    trusting(ca, monkeypatch)
+
     async def play(exchange: Exchange) -> None:
         exchange.write(HEAD + b"1\r\na\r\n")
         await asyncio.sleep(0.01)
@@ -180,31 +210,70 @@ def test_broken_while_nothing_is_read(run: Run, breaking: Callable[[Exchange], N
         breaking(exchange)
 
     async def test() -> None:
-        async with serving(play) as upstream, asked(upstream.base_url) as answer:
+        async with serving(play, context(ca) if secure else None) as upstream, asked(upstream.base_url) as answer:
             reads = Reads(0.03)
             with pytest.raises(ConnectionError):
-                await answer.read(reads)
+                async with asyncio.timeout(1):
+                    await answer.read(reads)
         assert b"".join(reads.data) == (b"ab" if breaking is Exchange.close else b"a")
 
     run(test())
 
 
-def test_without_a_reader_the_server_has_to_wait(run: Run) -> None:
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("hold_s", [0.03, math.inf])
+@pytest.mark.parametrize("closing", [Exchange.close, Exchange.close_at_once], ids=["close", "at once"])
+def test_ended_and_closed_while_nothing_is_read(
+    run: Run, secure: bool, hold_s: float, closing: Callable[[Exchange], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = trustme.CA()
+    trusting(ca, monkeypatch)
+
     async def play(exchange: Exchange) -> None:
-        exchange.write(b"HTTP/1.1 200 OK\r\ncontent-length: 20000000\r\n\r\n" + bytes(20_000_000))
+        exchange.write(HEAD + b"1\r\na\r\n")
+        await asyncio.sleep(0.01)
+        exchange.write(b"1\r\nb\r\n")
+        exchange.end()
+        await asyncio.sleep(0.005)
+        closing(exchange)
 
     async def test() -> None:
-        async with serving(play) as upstream, asked(upstream.base_url) as answer:
-            size = 0
+        async with serving(play, context(ca) if secure else None) as upstream, asked(upstream.base_url) as answer:
+            reads = Reads(hold_s)
+            async with asyncio.timeout(1):
+                while await answer.read(reads):
+                    await asyncio.sleep(0.05)
+        assert b"".join(reads.data) == b"ab"
+
+    run(test())
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("hold_s", [0.0, 0.001])
+def test_without_a_reader_the_server_has_to_wait(
+    run: Run, secure: bool, hold_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = trustme.CA()
+    trusting(ca, monkeypatch)
+    all_bytes = 4_000_000
+
+    async def play(exchange: Exchange) -> None:
+        exchange.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % all_bytes + bytes(all_bytes))
+
+    async def test() -> None:
+        async with serving(play, context(ca) if secure else None) as upstream, asked(upstream.base_url) as answer:
+            size = most = reads = 0
 
             def take(data: bytes, _: float) -> float:
-                nonlocal size
-                size += len(data)
-                return math.inf if size < 1_000_000 else 0.0
+                nonlocal size, most, reads
+                size, most, reads = size + len(data), max(most, len(data)), reads + 1
+                return math.inf if reads % 4 == 0 else hold_s
 
-            while await answer.read(take):
-                await asyncio.sleep(0)
-            assert size == 20_000_000
+            async with asyncio.timeout(20):
+                while await answer.read(take):
+                    await asyncio.sleep(0.002)
+            assert size == all_bytes
+            assert most <= 1_000_000  # of which TLS itself has gathered the most
 
     run(test())
 
