@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -36,6 +37,7 @@ NEXT_ADDRESS_S = 0.25
 """After which the next address of a host is tried, too (RFC 8305)."""
 
 _PORTS = {"http": 80, "https": 443}
+_UNSAFE = re.compile(rb"[\r\n\0]")
 
 
 class Page(httpx2.AsyncByteStream):
@@ -200,6 +202,9 @@ def _head(request: httpx2.Request, origin: Origin) -> bytes:
         target = b"http://" + request.url.netloc + target
         if origin.proxy.authorization:
             headers.append((b"Proxy-Authorization", origin.proxy.authorization))
+    if _UNSAFE.search(b"".join([name + value for name, value in headers])):
+        # A line break in a key from a file, say. A server would take what follows it for another header.
+        raise httpx2.LocalProtocolError("a header has a line break in it", request=request)
     lines = b"".join([b"%s: %s\r\n" % header for header in headers])
     return b"%s %s HTTP/1.1\r\n%s\r\n" % (request.method.encode("ascii"), target, lines)
 

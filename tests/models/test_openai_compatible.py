@@ -236,6 +236,17 @@ async def test_a_parameter_that_the_server_refuses_is_given_up(
     assert [refused in e.body for e in upstream.exchanges] == [True, False, False]
 
 
+@pytest.mark.parametrize("key", ["sk-1\r\nx-injected: 1", "sk-1\n", "sk-1\r"])
+async def test_a_key_is_never_a_header_of_its_own(upstream: Upstream, model_at: Make, key: str) -> None:
+    upstream.play = lambda exchange: exchange.events(*WHOLE)
+    async with asyncio.timeout(2):
+        events, error = await collect(model_at(upstream.base_url, key), request())
+    assert events == []
+    assert error is not None
+    assert "sk-1" not in str(error)
+    assert upstream.exchanges == []
+
+
 async def test_another_refusal_is_not_asked_again(upstream: Upstream, model_at: Make) -> None:
     upstream.play = answers(b"messages", b"max_tokens is too large")
     _, error = await collect(model_at(upstream.base_url), request(max_tokens=5))
@@ -465,6 +476,17 @@ async def test_cancel_mid_stream(upstream: Upstream, model_at: Make) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert taken.events == ["a"]
+    await asyncio.wait_for(upstream.hung_up.wait(), 1)
+
+
+async def test_cancel_in_an_error_page(upstream: Upstream, model_at: Make) -> None:
+    upstream.play = lambda exchange: exchange.write(b"HTTP/1.1 500 X\r\ncontent-length: 99\r\n\r\nx")
+    task = asyncio.create_task(collect(model_at(upstream.base_url), request()))
+    await upstream.asked.wait()
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     await asyncio.wait_for(upstream.hung_up.wait(), 1)
 
 
