@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from gateway.logs.feed import Committer, Feed
 from gateway.logs.following import Following, level
-from gateway.logs.log import Claim, Head, Key, Log
+from gateway.logs.log import Claim, Head, Key, Log, LogUnavailable
 from gateway.logs.nodes import Alone, Nodes
 
 
@@ -224,7 +224,10 @@ class Feeds:
 
     async def _release(self, feed: Feed) -> None:
         if not feed.fenced and not feed.handed_over:
-            await self._follow(feed)
+            try:
+                await self._follow(feed)
+            except LogUnavailable:
+                self.give_up(feed)  # its readers try again by themselves
         await self._log.release(feed.key)
 
     async def _follow(self, feed: Feed) -> None:

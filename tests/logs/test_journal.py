@@ -13,9 +13,10 @@ import structlog
 from msgspec import structs
 
 from gateway.logs import journal as journals
+from gateway.logs.cursor import Cursor
 from gateway.logs.feed import Feed
 from gateway.logs.journal import Journal
-from gateway.logs.log import Claim, Head, Key, LogUnavailable
+from gateway.logs.log import Claim, Head, Key, LogUnavailable, Position
 from gateway.logs.nodes import Follower, Handler
 from protocol.frames import Token
 from tests.support.faults import FaultLog, ask, end, say
@@ -207,6 +208,7 @@ class Shared(FaultLog):
     def __init__(self) -> None:
         super().__init__()
         self.claims: list[tuple[Key, str | None]] = []
+        self.released: list[Key] = []
         self.claiming: Callable[[Key], Awaitable[None]] = self._at_once
 
     async def _at_once(self, key: Key) -> None: ...
@@ -217,6 +219,9 @@ class Shared(FaultLog):
         if instead_of == self.node_id:
             self._heads[key] = structs.replace(self._heads.get(key, Head()), stale=True)
         return Claim(await self.head(key), lost=instead_of is not None)
+
+    async def release(self, key: Key) -> None:
+        self.released.append(key)
 
     def lose(self, key: Key, count: int) -> None:
         """The end of a conversation."""
@@ -338,6 +343,22 @@ async def test_who_owned_all_the_time_goes_on() -> None:
         feed, lost = await journal.feeds.own(KEY)
         assert feed is writer
         assert (feed.stale, lost) == (False, False)
+
+
+async def test_what_cant_be_followed_from_now_on_is_released_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, others = Shared(), Others()
+
+    async def broken(key: Key, follower: Follower) -> None:
+        raise LogUnavailable("no line to this server")
+
+    async with running(log, nodes=others) as journal:
+        feed = (await journal.feeds.own(KEY)).feed
+        Cursor(feed, Position(0, 0), lambda: None)
+        monkeypatch.setattr(others, "follow", broken)
+        journal.feeds.release(feed)
+        await journal.feeds.released()
+        assert log.released == [KEY]
+        assert feed.fenced, "its readers open it anew, when that can be"
 
 
 async def test_closing_ends_what_reads_on_in_a_log_that_is_down() -> None:
