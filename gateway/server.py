@@ -87,17 +87,15 @@ def signals_call(callback: Ask) -> Iterator[None]:
 class Server(uvicorn.Server):
     """uvicorn, but an order to stop drains first: `/readyz` says so while turns come to their end."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, keeper: Keeper) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
-        self._keeper = keeper
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own would end the process by the signal before the gateway is closed."""
-        with self._keeper.orders(self.drain, self.stop):
-            yield
+        """uvicorn's own would end the process by the signal before the gateway is closed. The keeper has them."""
+        yield
 
     def drain(self) -> None:
         """Stops when running turns have ended or are handed over. A second call changes nothing."""
@@ -115,6 +113,26 @@ class Server(uvicorn.Server):
             log_lines.exception("draining failed by a bug")
         finally:
             self.should_exit = True
+
+
+class _Orders:
+    """Whom an order concerns: until a server serves, the task that starts it."""
+
+    def __init__(self, starting: asyncio.Task[object]) -> None:
+        self._starting = starting
+        self.server: Server | None = None
+
+    def drain(self) -> None:
+        if self.server is None:
+            self._starting.cancel()
+        else:
+            self.server.drain()
+
+    def stop(self) -> None:
+        if self.server is None:
+            self._starting.cancel()
+        else:
+            self.server.stop()
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -164,17 +182,17 @@ async def serve(settings: Settings, listener: socket.socket, keeper: Keeper | No
     gateway = Gateway(settings)
     task = asyncio.current_task()
     assert task is not None
+    orders = _Orders(task)
     try:
-        # What was begun is closed below.
-        with keeper.orders(task.cancel, task.cancel):
+        with keeper.orders(orders.drain, orders.stop):  # at every moment: an order that nobody takes ends the process
             await gateway.start()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_GENERATION_0, 50, 50)
-        async with keeper.scraping(gateway.metrics) as scrape:
-            config = _config(settings, gateway, scrape)
-            keeper.ready(settings, address(settings, listener))
-            await Server(config, gateway, keeper).serve([listener])
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(GC_GENERATION_0, 50, 50)
+            async with keeper.scraping(gateway.metrics) as scrape:
+                orders.server = Server(_config(settings, gateway, scrape), gateway)
+                keeper.ready(settings, address(settings, listener))
+                await orders.server.serve([listener])
     finally:
         await gateway.close()
         log_lines.info("stopped")
