@@ -76,6 +76,7 @@ class Connections:
     """Those of one event loop: busy ones, and idle ones for the next request. `http1.Pool` for them."""
 
     def __init__(self) -> None:
+        self.closed = False
         self._tls: ssl.SSLContext | None = None
         self._loop = asyncio.get_running_loop()
         self._pacer = Pacer()
@@ -102,6 +103,8 @@ class Connections:
             timer.cancel()
 
     def close(self) -> None:
+        """For good: what is being connected won't be."""
+        self.closed = True
         for connection in list(self._all):
             connection.abort()
 
@@ -126,6 +129,9 @@ class Connections:
                 sock.close()
                 raise
         self._all[connection] = origin
+        if self.closed:
+            connection.abort()
+            raise ConnectionAbortedError("the transport was closed")
         return connection
 
     async def _addresses_of(self, host: str, port: int) -> list[Any]:
@@ -182,7 +188,7 @@ class Transport(httpx2.AsyncBaseTransport):
             except Unanswered:
                 # A kept connection that the server closed just as we chose it: it never saw the request. Each such
                 # failure takes one connection from the pool, so this ends.
-                if kept is None:
+                if kept is None or self._connections.closed:
                     raise
             except BaseException:
                 answer.close()

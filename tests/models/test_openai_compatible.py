@@ -500,5 +500,48 @@ async def test_close_of_the_model_ends_its_streams(upstream: Upstream) -> None:
     await asyncio.wait_for(upstream.hung_up.wait(), 1)
 
 
+async def test_close_of_the_model_ends_a_request_on_a_kept_connection(upstream: Upstream) -> None:
+    """It isn't sent again over another one, as it would be if the server had closed that."""
+
+    def play(exchange: Exchange) -> None:
+        if not upstream.exchanges[1:]:
+            exchange.write(HEAD)
+            exchange.events(*WHOLE)
+            exchange.end()
+
+    upstream.play = play
+    model = OpenAICompatible(api_key=None, base_url=upstream.base_url)
+    await collect(model, request())
+    upstream.asked.clear()
+    task = asyncio.create_task(collect(model, request()))
+    await upstream.asked.wait()
+    await model.close()
+    async with asyncio.timeout(1):
+        _, error = await task
+    assert error is not None
+    assert upstream.connections == 1
+
+
+async def test_close_of_the_model_while_it_connects(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, looking, go = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    look_up = loop.getaddrinfo
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        looking.set()
+        await go.wait()
+        return await look_up(*args, **options)
+
+    monkeypatch.setattr(loop, "getaddrinfo", slow)
+    model = OpenAICompatible(api_key=None, base_url=upstream.base_url)
+    task = asyncio.create_task(collect(model, request()))
+    await looking.wait()
+    await model.close()
+    go.set()
+    async with asyncio.timeout(1):
+        _, error = await task
+    assert error is not None
+    assert upstream.exchanges == []
+
+
 def test_making_one_needs_no_loop() -> None:
     OpenAICompatible(api_key=KEY, base_url="http://127.0.0.1:1/v1")
