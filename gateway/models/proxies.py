@@ -36,14 +36,18 @@ def proxy_for(scheme: str, host: str) -> Proxy | None:
     url = found.get(scheme) or found.get("all")
     if not url:
         return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port or 80
+    except ValueError:
+        raise ProxyRefused("the proxy's URL is none") from None
     if parts.scheme != "http" or not parts.hostname:
         raise ProxyRefused(f"a proxy of the kind {parts.scheme!r} can't be used")
     authorization = b""
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         authorization = b"Basic " + b64encode(pair.encode())
-    return Proxy(parts.hostname, parts.port or 80, authorization)
+    return Proxy(parts.hostname, port, authorization)
 
 
 async def tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int) -> None:

@@ -163,7 +163,7 @@ class Transport(httpx2.AsyncBaseTransport):
             answer = await self._ask(request, body)
         except TimeoutError as error:
             raise httpx2.ConnectTimeout("no connection in time", request=request) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
             raise httpx2.ConnectError("no answer", request=request) from error
         return httpx2.Response(
             answer.status,
@@ -177,6 +177,8 @@ class Transport(httpx2.AsyncBaseTransport):
         if self._connections is None:
             self._connections = Connections()
         url = request.url
+        if url.scheme not in _PORTS:
+            raise httpx2.UnsupportedProtocol("neither http nor https", request=request)
         host = url.raw_host.decode("ascii")
         origin = Origin(url.scheme, host, url.port or _PORTS[url.scheme], proxy_for(url.scheme, host))
         data = _head(request, origin) + body

@@ -321,6 +321,20 @@ async def test_nothing_listens(upstream: Upstream, model_at: Make, unused_tcp_po
     assert error.message == f"Nothing answers at http://127.0.0.1:{unused_tcp_port}/v1: is the server there running?"
 
 
+async def test_a_redirect_to_what_is_not_http(upstream: Upstream, model_at: Make) -> None:
+    upstream.play = lambda exchange: exchange.answer(307, b"", b"location: ftp://somewhere/\r\n")
+    _, error = await collect(model_at(upstream.base_url), request())
+    assert error is not None
+    assert error.code is ErrorCode.UPSTREAM_UNAVAILABLE
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+async def test_a_host_that_cannot_be(model_at: Make, host: str) -> None:
+    _, error = await collect(model_at(f"http://{host}/v1"), request())
+    assert error is not None
+    assert error.code is ErrorCode.UPSTREAM_UNAVAILABLE
+
+
 async def test_a_certificate_that_nobody_vouches_for(model_at: Make) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)

@@ -379,10 +379,12 @@ def test_which_proxy(monkeypatch: pytest.MonkeyPatch, scheme: str, host: str, pr
     assert proxies.proxy_for(scheme, host) == proxy
 
 
-def test_a_kind_of_proxy_that_cant_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("https_proxy", "socks5://proxy:1080")
-    with pytest.raises(proxies.ProxyRefused):
+@pytest.mark.parametrize("url", ["socks5://proxy:1080", "http://user:hidden@proxy:port", "http://", "http://[::1/"])
+def test_a_proxy_that_cant_be_used(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("https_proxy", url)
+    with pytest.raises(proxies.ProxyRefused) as caught:
         proxies.proxy_for("https", "api.openai.com")
+    assert "hidden" not in str(caught.value)
 
 
 @asynccontextmanager
