@@ -85,8 +85,16 @@ async def test_a_draining_node_still_serves_what_it_runs(start_cluster: Any) -> 
             assert stopped["outcome"] == "stopped"
             turn = await other.turn("/fast /echo new", "another")
             assert text(turn) == "new"
-            here = await client.ask("chat_message", message="/fast /echo here", conversation_id="third")
-            assert here["type"] == "message", "another node does it, for those who are still here"
+
+            async def taken_here() -> bool:
+                here = await client.ask(
+                    "chat_message", message="/fast /echo here", conversation_id="third", message_id="h"
+                )
+                # A node whose beats were late, on a busy machine, knows nobody for a moment, and says so.
+                assert here["type"] == "message" or here["error"]["code"] == "OVERLOADED", here
+                return here["type"] == "message"
+
+            await until(taken_here)  # another node does it, for those who are still here
             for asked in (long, again):
                 if not any(is_end(frame) and frame["turn_id"] == asked["turn_id"] for frame in other.frames):
                     await other.until(lambda frame, asked=asked: is_end(frame) and frame["turn_id"] == asked["turn_id"])
