@@ -75,16 +75,18 @@ async def compare(
     """Measures and reports, when it is cancelled too: what was measured by then. Raises `NoNativeToolsError`."""
     cores = Cores.found()
     machine = described(cores)
-    os.sched_setaffinity(0, {cores.load})  # this process, too, stays away from the server's core
-    async with running_upstream(cores.upstream) as upstream:
-        runner = Runner(Bench(scale, cores, upstream), ENTRANTS, console)
-        try:
-            await runner.run(scenarios, only)
-        finally:
-            if runner.results.samples:
-                _show(runner.results, scenarios, console)
-                write(runner.results, scenarios, machine, folder)
-                console.print(f"The report is in {folder}: report.md, report.html, plots, HDR histograms, raw.json")
+    usable = os.sched_getaffinity(0)
+    results = Results()
+    try:
+        os.sched_setaffinity(0, {cores.load})  # this process, too, stays away from the server's core
+        async with running_upstream(cores.upstream) as upstream:
+            await Runner(Bench(scale, cores, upstream), ENTRANTS, results, console).run(scenarios, only)
+    finally:
+        os.sched_setaffinity(0, usable)
+        if results.samples:
+            _show(results, scenarios, console)
+            write(results, scenarios, machine, folder)
+            console.print(f"The report is in {folder}: report.md, report.html, plots, HDR histograms, raw.json")
 
 
 def _show(results: Results, scenarios: Sequence[Scenario], console: Console) -> None:

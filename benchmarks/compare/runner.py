@@ -22,13 +22,14 @@ REST_S = 0.3
 class Runner:
     """Nothing is drawn while something is measured: the progress is refreshed between two measurements."""
 
-    def __init__(self, bench: Bench, known: dict[str, Entrant], console: Console) -> None:
+    def __init__(self, bench: Bench, known: dict[str, Entrant], results: Results, console: Console) -> None:
+        """`results` is filled while it runs."""
         self.bench = bench
-        self.results = Results()
+        self.results = results
         self._known = known
         self._console = console
 
-    async def run(self, scenarios: Sequence[Scenario], only: Sequence[str] = ()) -> Results:
+    async def run(self, scenarios: Sequence[Scenario], only: Sequence[str] = ()) -> None:
         """`only`: entrants that take part, of those that a scenario has."""
         scale = self.bench.scale
         plan = [
@@ -45,7 +46,6 @@ class Runner:
             self._bar = self._progress.add_task("", total=total)
             for scenario, number, entrant in plan:
                 await self._turn(scenario, entrant, number)
-        return self.results
 
     def _entrants(self, scenario: Scenario, number: int, only: Sequence[str]) -> list[Entrant]:
         names = scenario.entrants(self.bench.scale, number)

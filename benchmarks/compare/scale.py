@@ -12,7 +12,7 @@ from benchmarks.compare.cores import Cores
 from benchmarks.compare.entrants import Running
 from benchmarks.native.run import Load, NativeUpstream, load
 
-SETTLE_S, POLL_S = 20.0, 0.1
+SETTLE_S, POLL_S = 30.0, 0.1
 _RUNS = count()
 
 
@@ -43,20 +43,21 @@ class Bench(NamedTuple):
     ) -> Load:
         """One run of the load client against it, in new conversations unless `arguments` name their `--prefix`.
 
-        `settle`: waits until the server has let go of its upstream, so that what goes on when its clients have left
-        isn't in the next measurement. Raises `LoadFailedError`.
+        `settle`: waits at first until the upstream has nothing more to send, so that what goes on after the clients of
+        the last one have left isn't measured. Raises `LoadFailedError`.
         """
+        if settle:
+            await self.settle()
         span = self.scale.seconds if seconds is None else seconds
         words = ["--prefix", f"c{next(_RUNS)}", *map(str, arguments), "--seconds", str(span)]
         store = [] if running.store_pid is None else [running.store_pid]
         pids = [*running.pids(), *store]
         seen = await load(running.port, words, pids=pids, core=self.cores.load, timeout_s=span + 90)
-        if settle:
-            await self._settle()
         own = len(pids) - len(store)
         return replace(seen, cpu_s=seen.cpu_s[:own], store_cpu_s=sum(seen.cpu_s[own:]))
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
+        """Waits until the upstream has nothing more to send, or half a minute."""
         for _ in range(int(SETTLE_S / POLL_S)):
             if not (await self.upstream.stats())["streams"]:
                 return

@@ -50,5 +50,7 @@ class CpuPerToken:
             return
         # A flooded server may do a second's work in one turn of its loop: several turns are to be seen.
         seconds *= 1.5
-        flood = streaming(1000, 200.0, seconds, together_s=TOGETHER_S)
-        yield SATURATED, Sample.of(await bench.load(running, [*entrant.ws, *flood], seconds=seconds))
+        await bench.settle()  # before the flood's moment is fixed
+        flood = streaming(1000, 200.0, seconds, ramp_s=0.2, together_s=TOGETHER_S)
+        words = [*entrant.ws, *flood]
+        yield SATURATED, Sample.of(await bench.load(running, words, seconds=seconds, settle=False))
