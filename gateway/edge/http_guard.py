@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from functools import partial
 from typing import Any, Final
 
 import httptools
@@ -30,6 +31,23 @@ def error_body(code: ErrorCode, message: str, *, retryable: bool | None = None) 
     """The JSON body of every HTTP error. `message` is for people; `retryable` defaults to what the code says."""
     error = ErrorBody(code.name, message, code.retryable if retryable is None else retryable)
     return msgspec.json.encode({"error": error})
+
+
+CHUNKS: Final = "convobase.chunks"
+"""An extension of the ASGI scope. Its `write` is `write_chunk` for the answer to this request."""
+
+
+def write_chunk(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Writes a part of an answer that has begun, at once and past ASGI's layers, which cost more than the write.
+
+    False: this isn't possible now (its client is slow, or gone, or wants no chunks), and nothing was written.
+    """
+    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    if not body:  # which would be the last chunk
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 class Stage(enum.Enum):
@@ -136,6 +154,7 @@ class GuardedHttp(HttpToolsProtocol):
         self._stage = Stage.BODY
         self._progress_at = self.loop.time()
         super().on_headers_complete()
+        self.scope["extensions"] = {CHUNKS: {"write": partial(write_chunk, self.cycle)}}
 
     def on_body(self, body: bytes) -> None:
         self._progress_at = self.loop.time()

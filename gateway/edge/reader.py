@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Self
 
 from gateway.edge.answers import moved
+from gateway.edge.bell import Bell
 from gateway.logs.cursor import Cursor
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
@@ -25,29 +25,30 @@ class Reader:
 
     def __init__(self, feeds: Feeds, feed: Feed, position: Position) -> None:
         self._feeds = feeds
-        self._woken = asyncio.Event()
+        self._bell = Bell()
         self._gone = False
-        self.cursor = Cursor(feed, position, self._woken.set)
+        self.cursor = Cursor(feed, position, self._bell.ring)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cursor.close()
+        self._bell.close()
 
     def leave(self) -> None:
         """The peer is gone: `slices` ends."""
         self._gone = True
-        self._woken.set()
+        self._bell.ring()
 
     async def slices(self, heartbeat_s: float) -> AsyncIterator[Slice | Snapshot]:
         """Every slice after the cursor, in order; an empty one when the reader has become level, and again after
         each `heartbeat_s` in which nothing came. A snapshot where the log doesn't hold any more what the reader has
         seen: it goes on behind that. Ends when the peer or the conversation is gone, and when this node stops.
         """
-        woken = self._woken
+        bell = self._bell
         while not self._gone:
-            woken.clear()
+            bell.hush()
             feed = self.cursor.feed
             if feed.fenced and not feed.deleted:
                 if (snapshot := await self._follow_on()) is not None:
@@ -62,9 +63,7 @@ class Reader:
                 continue
             if feed.deleted or feed.handed_over:
                 return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(heartbeat_s):
-                    await woken.wait()
+            await bell.heard(heartbeat_s)
 
     async def _follow_on(self) -> Snapshot | None:
         """Takes the cursor to the feed that has the conversation now."""
@@ -76,7 +75,7 @@ class Reader:
                 await asyncio.sleep(LOG_RETRY_S)
                 continue
             old.close()
-            self.cursor = Cursor(feed, position, self._woken.set)
+            self.cursor = Cursor(feed, position, self._bell.ring)
             return snapshot
         return None
 

@@ -17,7 +17,7 @@ from gateway.logs.feeds import Feeds
 from gateway.logs.log import Append, Log, LogUnavailable
 from gateway.logs.nodes import Alone, Nodes
 
-TOKEN_DELAY_S = 0.01
+TOKEN_DELAY_S = 0.018
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
 RECHECK_AT_ONCE = 256
 

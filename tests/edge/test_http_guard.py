@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from gateway.edge import http_guard
-from gateway.edge.http_guard import MAX_PIPELINED, error_body, guarded_http
+from gateway.edge.http_guard import CHUNKS, MAX_PIPELINED, error_body, guarded_http
 from protocol.codes import ErrorCode
 from tests.support.serving import Server, serving
 
@@ -252,3 +252,38 @@ async def receive_until_gone(receive: Any, gone: asyncio.Event) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     gone.set()
+
+
+async def test_chunks_may_be_written_past_the_layers_while_the_client_takes_them() -> None:
+    """What the short way refuses, the long way sends; the stream is one, in order."""
+    short = long = 0
+    later: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal short, long
+        write = scope["extensions"][CHUNKS]["write"]
+        assert not write(b"x")  # nothing has begun
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert not write(b"")  # it would end the answer
+        for number in range(300):
+            body = b"%08d" % number * 8192
+            if write(body):
+                short += 1
+            else:
+                long += 1
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        later.append(write(b"x"))
+
+    async with serving(app=app) as server:
+        reader, writer = await server.connect()
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n")
+        for number in range(300):
+            size = int(await reader.readline(), 16)
+            assert await reader.readexactly(size + 2) == b"%08d" % number * 8192 + b"\r\n"
+        assert await reader.readexactly(5) == b"0\r\n\r\n"
+        writer.close()
+    assert short > 0
+    assert long > 0
+    assert later == [False]
