@@ -309,9 +309,13 @@ class Connection:
         self._spawn(self._follow_on(sub))
 
     async def _follow_on(self, sub: Subscription) -> None:
-        """Everything after its cursor, then follow: in the feed that has the conversation now."""
+        """Everything after its cursor, then follow: in the feed that has the conversation now. A reader that has seen
+        nothing yet was to begin with a message that was refused: it never followed."""
         old = sub.cursor.feed
         conversation_id = old.key.conversation_id
+        if sub.cursor.position.epoch == ANY_EPOCH and self._out.subscriptions.get(conversation_id) is sub:
+            self._out.refuse(sub)
+            self._out.detach(conversation_id)
         while self._out.subscriptions.get(conversation_id) is sub:
             try:
                 feed, position, snapshot = await moved(self._router.journal.feeds, old, sub.cursor.position)

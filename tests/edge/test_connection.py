@@ -17,7 +17,7 @@ from gateway.edge.principal import NoAuthentication
 from gateway.logs.log import Append, Position
 from gateway.settings import Limits
 from protocol.codes import Refusal
-from protocol.frames import Done, Entry, Message, Metadata, Welcome
+from protocol.frames import Done, Entry, Message, Metadata, Token, Welcome
 from tests.support.faults import FaultLog
 from tests.support.node import KEY, Node, running_node
 from tests.support.scripted import END, ScriptedModel
@@ -88,7 +88,7 @@ def take_over(node: Node, *entries: Entry) -> None:
     assert session is not None
     assert isinstance(node.log, FaultLog)
     if entries:
-        assert node.log._commit(Append(KEY, Position(0, 0), entries))
+        assert node.log._commit(Append(KEY, Position(entries[0].seq - 1, 0), entries))
     node.pool._drop(session)
 
 
@@ -115,6 +115,29 @@ async def test_an_answer_that_never_comes_isnt_taken_for_another_one() -> None:
         first, second = await client.answer("1"), await client.answer("2")
         assert (first["type"], first["error"]["code"]) == ("error", "OVERLOADED")
         assert (second["type"], second["message_id"], second["seq"]) == ("message", "m2", 3)
+
+
+async def test_who_was_refused_before_it_saw_anything_follows_nothing() -> None:
+    log = FaultLog()
+    async with peer(log) as client:
+        await client.node.ask()
+        log.gate.clear()
+        log.asked.clear()
+        client.send("chat_message", message="one", ref="1", message_id="m1")
+        await log.asked.wait()
+        place: dict[str, Any] = {"conversation_id": CONVERSATION, "turn_id": "t", "metadata": Metadata(1)}
+        take_over(
+            client.node,
+            Message(**place, seq=4, content="somebody else's", message_id="m0"),
+            Token(**place, seq=5, content="a"),
+            Done(**place, seq=6, finish_reason="stop", usage=None, text_length=1),
+        )
+        log.gate.set()
+        assert (await client.answer("1"))["error"]["code"] == "OVERLOADED"
+        await asyncio.sleep(0.02)
+        client.send("chat_message", message="one", ref="2", message_id="m1")
+        assert (await client.answer("2"))["seq"] == 7
+        assert [frame.get("ref") for frame in client.shell.frames][:2] == ["1", "2"]
 
 
 async def test_a_slow_reader_hears_of_the_deletion_before_what_begins_anew() -> None:
