@@ -10,7 +10,7 @@ from benchmarks.compare.scale import Bench, Scale
 from benchmarks.compare.scenario import Column
 from benchmarks.compare.work import streaming
 
-TOGETHER_S = 4.0
+TOGETHER_S = 3.5
 """The slowest entrant needs about 3 ms for a question."""
 SPREAD, SATURATED = "100 streams × 50/s", "saturated, 1,000 streams × 200/s offered"
 SPREAD_ONLY = ["granian", "socketio", "node-socketio"]
@@ -51,6 +51,6 @@ class CpuPerToken:
         # A flooded server may do a second's work in one turn of its loop: several turns are to be seen.
         seconds *= 1.5
         await bench.settle()  # before the flood's moment is fixed
-        flood = streaming(1000, 200.0, seconds, ramp_s=0.2, together_s=TOGETHER_S)
+        flood = streaming(1000, 200.0, seconds, ramp_s=0.2, warm_up_s=0.5, together_s=TOGETHER_S)
         words = [*entrant.ws, *flood]
         yield SATURATED, Sample.of(await bench.load(running, words, seconds=seconds, settle=False))
