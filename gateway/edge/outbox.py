@@ -160,10 +160,14 @@ class Outbox:
                 self._leave(sub, out)
             return 0
         payloads = self._encoded(sub, made)
-        out += payloads
         if made.upto.seq < feed.visible or feed.deleted:
             self._ready[sub] = None
-        return len(payloads[0]) if len(payloads) == 1 else sum(map(len, payloads))
+        if len(payloads) == 1:  # as nearly always
+            [payload] = payloads
+            out.append(payload)
+            return len(payload)
+        out += payloads
+        return sum(map(len, payloads))
 
     def _encoded(self, sub: Subscription, made: Slice) -> list[bytes]:
         codec = self.codec

@@ -39,6 +39,25 @@ def takes(head: Head, append: Append) -> bool:
     return epoch > head.epoch if head.stale else epoch >= head.epoch
 
 
+def simply_continues(head: Head, append: Append) -> bool:
+    """Whether `append` is nothing but tokens that follow `head` in its epoch: what `check`, `takes` and `only_tokens`
+    say of it, in one look, as nearly all appends are that."""
+    seq, epoch = append.after
+    if seq != head.seq or epoch != head.epoch or head.stale or not seq:
+        return False
+    conversation_id = append.key.conversation_id
+    for entry in append.entries:
+        seq += 1
+        if (
+            type(entry) is not Token
+            or entry.seq != seq
+            or entry.epoch != epoch
+            or entry.conversation_id != conversation_id
+        ):
+            return False
+    return seq > head.seq
+
+
 def may_be_stored(head: Head, append: Append) -> bool:
     """Whether the log is long enough to hold `append` already; its entries have to be compared."""
     return append.after.seq + len(append.entries) <= head.seq

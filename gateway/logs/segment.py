@@ -53,12 +53,14 @@ def _rows(entries: Sequence[Entry]) -> list[Any]:
     timestamps: list[int] = []
     texts: list[str] = []
     for entry in entries:
-        if type(entry) is Token and entry.metadata.client is None and entry.first_seq is None:
+        if type(entry) is Token and (metadata := entry.metadata).client is None and entry.first_seq is None:
             if entry.turn_id != turn_id:
-                turn_id, timestamp, timestamps, texts = entry.turn_id, 0, [], []
+                turn_id, timestamp = entry.turn_id, metadata.timestamp
+                timestamps, texts = [timestamp], [entry.content]
                 rows.append((turn_id, timestamps, texts))
-            timestamps.append(entry.metadata.timestamp - timestamp)
-            timestamp = entry.metadata.timestamp
+                continue
+            timestamps.append(metadata.timestamp - timestamp)
+            timestamp = metadata.timestamp
             texts.append(entry.content)
         else:
             turn_id = None

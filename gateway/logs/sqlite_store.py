@@ -131,9 +131,13 @@ class Store:
         return verdicts
 
     def _stage(self, append: Append, work: _Work) -> bool:
-        fencing.check(append)
         key = append.key
         row, head = work.heads.get(key) or self._heads.get(key) or self._find(key)
+        if fencing.simply_continues(head, append):
+            work.heads[key] = row, Head(append.entries[-1].seq, head.epoch, False, head.open_turns)
+            work.appends.append((row, append))
+            return True
+        fencing.check(append)
         if not fencing.takes(head, append):
             return fencing.may_be_stored(head, append) and self._is_stored(append, work)
         plain = fencing.only_tokens(append.entries)

@@ -171,8 +171,12 @@ class ChatStream:
                     if self.closed:
                         return
                 else:
-                    if text and not self.finished:
-                        self._text(text, events)
+                    if not self.finished and text:
+                        if self._mending:
+                            self._text(text, events)
+                        else:
+                            self._seen = True
+                            events.append(text)
             elif self._held:
                 self._continued(line, events)
         if last:

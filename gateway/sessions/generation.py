@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import structlog
 
@@ -128,8 +128,9 @@ class Generation:
     def take(self, events: list[ModelEvent], since: float) -> float:
         """One read, made into entries at once, or held by the batcher."""
         state, now, batcher = self._owner.state, self._loop.time(), self._batcher
-        pieces = [event for event in events if isinstance(event, str)]
-        if len(pieces) < len(events):
+        pieces = cast("list[str]", events)
+        if len(events) > 1 or type(events[0]) is not str:
+            pieces = [event for event in events if isinstance(event, str)]
             self._note(events)
         if state is not _STREAMING:
             if state.over:  # stopped in this turn of the loop; the model will hear of it in the next

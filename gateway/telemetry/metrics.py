@@ -167,8 +167,8 @@ class Metrics(Collector):
     def tokens(self, n: int, latency_s: float) -> None:
         """`n` token entries became visible, `latency_s` after the earliest moment at which they could be read."""
         self._tokens.value += n
-        latency = self._latency  # written out, as it runs for every token
-        latency.counts[bisect_left(LATENCY_BUCKETS_S, latency_s)] += n
+        latency = self._latency  # written out, as it runs for every token; most are visible at once
+        latency.counts[bisect_left(LATENCY_BUCKETS_S, latency_s) if latency_s > 0 else 0] += n
         latency.sum += latency_s * n
 
     def stream_ended(self, outcome: str, duration_s: float, tokens: int) -> None:
