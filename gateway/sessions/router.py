@@ -99,7 +99,8 @@ class Refused(Struct, tag="refused"):
 
 
 class NotMine(Struct, tag="not_mine"):
-    pass
+    owner: str | None = None
+    """The node to ask instead, if that is known."""
 
 
 Reply = Submitted | Stopped | Done | Refused | NotMine
@@ -200,6 +201,9 @@ class Router:
         """What `here` returns if the conversation is ours, else the owner's reply."""
         loop = asyncio.get_running_loop()
         until = loop.time() + ROUTE_WITHIN_S
+        reply: Reply
+        said: str | None = None
+        """Whose it is, by the last node that was asked."""
         while True:
             try:
                 return await here()
@@ -208,7 +212,8 @@ class Router:
             except Stopping:  # whoever is still connected here needn't feel it
                 if not (others := self._nodes.others()):
                     raise
-                reply = await self._asked(random.choice(others), key, command, timeout_s)
+                node_id = said if said in others else random.choice(others)
+                reply = await self._asked(node_id, key, command, timeout_s)
             except LogUnavailable:  # what was appended for it never came into the log
                 if not self.journal.feeds.shared:
                     raise
@@ -222,6 +227,7 @@ class Router:
                 )
             if not isinstance(reply, NotMine):
                 return reply
+            said = reply.owner
             if loop.time() >= until:
                 raise Refusal(
                     ErrorCode.OVERLOADED,
@@ -255,7 +261,9 @@ class Router:
         key = Key(request.owner, request.conversation_id)
         try:
             reply: Reply = await self._carried_out(key, request.command)
-        except (Elsewhere, LogUnavailable, Stopping):
+        except Elsewhere as elsewhere:
+            reply = NotMine(elsewhere.node_id)
+        except (LogUnavailable, Stopping):
             reply = NotMine()
         except Refusal as refusal:
             reply = Refused(refusal.code.name, refusal.message, refusal.retryable, refusal.retry_after_s)

@@ -22,6 +22,7 @@ from gateway.logs.redis_link import Call
 from gateway.logs.redis_log import RedisLog
 from gateway.logs.redis_nodes import RedisNodes
 from gateway.models.model import Model
+from gateway.sessions import router as routers
 from gateway.sessions import takeover
 from protocol.codes import Refusal
 from protocol.frames import ChatMessage, Done, Entry, Error, Restart, Snapshot
@@ -454,6 +455,26 @@ async def test_whom_a_draining_node_refuses_the_next_owner_serves(
     _, done = await say(two, "and then?")
     await draining
     assert text(entries_only(await frames_until(two, lambda frame: is_end(frame) and frame.seq > done.seq))) == "ab"
+
+
+async def test_a_draining_node_finds_the_owner_among_many(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, three = [await start(ScriptedModel([["a"], END])) for _ in range(3)]
+    await say(three)
+    await frames_until(three, is_end)
+    await knows(one, two)
+    await knows(one, three)
+    one.pool.draining = True
+    asked = 0
+
+    def always_two(_: object) -> str:
+        nonlocal asked
+        asked += 1
+        return two.log.node_id
+
+    monkeypatch.setattr(routers.random, "choice", always_two)
+    async with asyncio.timeout(5):
+        await say(one)
+    assert (asked, three.pool.sessions) == (1, 1)
 
 
 async def test_a_turn_that_waits_for_its_client_is_handed_over_first(start: Start) -> None:
