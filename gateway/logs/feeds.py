@@ -246,13 +246,14 @@ class Feeds:
             await asyncio.wait(list(self._releasing.values()))
 
     async def close(self) -> None:
-        """Waits for what is being released, and follows nobody any more."""
+        """Waits for what is being released, and follows nobody any more. What is being opened fails when the engine
+        is closed."""
         await self.released()
         for feed in list(self._feeds.values()):
             if feed.follows:
                 self._nodes.unfollow(feed.key)
-        begun = [*self._opening.values(), *self._catching_up]
-        for task in begun:
+        reading = list(self._catching_up)
+        for task in reading:
             task.cancel()
-        if begun:
-            await asyncio.wait(begun)
+        if reading:
+            await asyncio.wait(reading)
