@@ -60,7 +60,7 @@ def _began_anew() -> LogUnavailable:
 
 
 class Committer(Protocol):
-    """What a feed needs of the journal."""
+    """What a feed needs of its writer."""
 
     log: Log
     available: bool
@@ -76,11 +76,11 @@ class Feed:
         "__weakref__",
         "_committed_waiters",
         "_empty",
-        "_journal",
         "_metadata",
         "_slice",
         "_slice_after",
         "_trim_timer",
+        "_writer",
         "committed",
         "committed_epoch",
         "cursors",
@@ -102,7 +102,7 @@ class Feed:
         "visible",
     )
 
-    def __init__(self, key: Key, head: Head, journal: Committer) -> None:
+    def __init__(self, key: Key, head: Head, writer: Committer) -> None:
         self.key = key
         self.seq = self.committed = self.visible = self.tail_start = head.seq
         self.epoch = self.committed_epoch = head.epoch
@@ -123,7 +123,7 @@ class Feed:
         """Readers get `deleted` after the last entry."""
         self.handed_over = False
         """This node stops: nothing more is appended here, and whoever reads over HTTP may go when level."""
-        self._journal = journal
+        self._writer = writer
         self._committed_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._metadata = Metadata(timestamp=0)
         self._empty: asyncio.Event | None = None
@@ -163,7 +163,7 @@ class Feed:
                 raise AssertionError(f"entry {entry.seq} can't follow {self.seq}")
             self.seq = entry.seq
             if type(entry) is Token:
-                if self.visible == entry.seq - 1 and self._journal.available:
+                if self.visible == entry.seq - 1 and self._writer.available:
                     self.visible = entry.seq
             else:
                 urgent = True
@@ -173,7 +173,7 @@ class Feed:
             self.uncommitted_bytes += size
         if urgent:
             self.open_turns = turns_left_open(self.open_turns, entries)
-        self._journal.due(self, urgent=urgent)
+        self._writer.due(self, urgent=urgent)
         if self.visible != seen:
             self._wake()
 
@@ -205,12 +205,17 @@ class Feed:
         self.tail_bytes += size
         self.uncommitted_bytes += size
         seen, self.seq = self.seq, seq
-        self._journal.due(self, urgent=False)
-        if self.visible == seen and self._journal.available:
+        self._writer.due(self, urgent=False)
+        if self.visible == seen and self._writer.available:
             self.visible = seq
             for cursor in self.cursors:
                 cursor.wake()
         return tokens
+
+    @property
+    def log_available(self) -> bool:
+        """The last commit worked where this conversation is."""
+        return self._writer.available
 
     @property
     def has_room(self) -> bool:
@@ -373,14 +378,14 @@ class Feed:
 
     async def read_after(self, after: int) -> Slice:
         """As `slice_after`, from the log. Raises `LogUnavailable`. Safe to cancel."""
-        entries = await self._journal.log.read(self.key, after, SLICE_BYTES)
+        entries = await self._writer.log.read(self.key, after, SLICE_BYTES)
         if self.fenced:
             return NOTHING_NEW  # what is there now may be another conversation under the same id, or another's work
         return slice_of(entries) if entries else NOTHING_NEW
 
     async def fold(self) -> Fold:
         """The fold of all visible entries. Raises `LogUnavailable`. Safe to cancel."""
-        fold, log = Fold(), self._journal.log
+        fold, log = Fold(), self._writer.log
         while fold.seq < self.tail_start:
             more = await log.read(self.key, fold.seq, FOLD_BYTES)
             if not more:
@@ -415,7 +420,7 @@ class Feed:
             return True
         if cursor.seq > self.tail_start:
             return self.tail[cursor.seq - self.tail_start - 1].epoch == cursor.epoch
-        return await self._journal.log.epoch_at(self.key, cursor.seq) == cursor.epoch
+        return await self._writer.log.epoch_at(self.key, cursor.seq) == cursor.epoch
 
     def head(self) -> Position:
         """The cursor of the last visible entry."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -44,7 +45,7 @@ def forget(tasks: dict[Key, asyncio.Task[Any]], key: Key, task: asyncio.Task[Any
 class Feeds:
     """One feed a conversation. Every method that waits may raise `LogUnavailable` and is safe to cancel."""
 
-    def __init__(self, log: Log, nodes: Nodes, committer: Committer) -> None:
+    def __init__(self, log: Log, nodes: Nodes, committer: Callable[[Key], Committer]) -> None:
         self._log = log
         self._nodes = nodes
         self._committer = committer
@@ -123,7 +124,7 @@ class Feeds:
         return feed
 
     def _made(self, key: Key, head: Head) -> Feed:
-        feed = self._feeds[key] = Feed(key, head, self._committer)
+        feed = self._feeds[key] = Feed(key, head, self._committer(key))
         feed.handed_over = self._handed_over
         if self._shared:
             weakref.finalize(feed, self._gone, key)

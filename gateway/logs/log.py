@@ -98,6 +98,11 @@ class Log(Protocol):
         """Raises `LogUnavailable` when the engine couldn't take an append now."""
         ...
 
+    def domain(self, key: Key) -> str:
+        """Names the part of the log that a conversation is in, where parts can fail by themselves: what holds up a
+        commit in one needn't hold up those in others. The name may change later; it is never unknown."""
+        ...
+
     async def head(self, key: Key) -> Head: ...
 
     async def claim(self, key: Key, *, instead_of: str | None = None) -> Claim:
@@ -114,10 +119,10 @@ class Log(Protocol):
     async def commit(self, batch: Sequence[Append]) -> list[bool]:
         """Writes all appends of `batch` in one commit; each is written whole or not at all.
 
-        Returns for each whether it is in the log. False: fenced; the log's head isn't at `after`, or another node
-        owns it (somebody else wrote, or it was erased). An append that is already in the log, entry for entry, is
-        True again, so that a commit whose answer got lost can be repeated. `LogUnavailable`: nothing may be assumed;
-        repeat it.
+        Those of one conversation have to be awaited one after the other. Returns for each whether it is in the log.
+        False: fenced; the log's head isn't at `after`, or another node owns it (somebody else wrote, or it was erased).
+        An append that is already in the log, entry for entry, is True again, so that a commit whose answer got lost can
+        be repeated. `LogUnavailable`: nothing may be assumed; repeat it.
         """
         ...
 

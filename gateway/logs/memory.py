@@ -35,6 +35,9 @@ class MemoryLog:
     async def ping(self) -> None:
         self._check_open()
 
+    def domain(self, key: Key) -> str:
+        return ""
+
     async def head(self, key: Key) -> Head:
         self._check_open()
         return self._heads.get(key, _NONE)

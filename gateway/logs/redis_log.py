@@ -62,7 +62,6 @@ class RedisLog:
         self.link = RedisLink(url)
         self._tombstone_ms = int(max(TOMBSTONE_S, retention_s) * 1000)
         self._stager: Stager | None = None
-        self._committing = asyncio.Lock()
 
     # ------------------------------------------------------------ life
 
@@ -107,6 +106,15 @@ class RedisLog:
         await self.link.call_all(
             [Call(slot_of(number), PROBE, [self.link.names.open(number)], []) for number in partitions.values()]
         )
+
+    def domain(self, key: Key) -> str:
+        """The server."""
+        if not self.link.clustered:
+            return ""
+        try:
+            return self.link.server(self._opened().place(key).slot).name
+        except LogUnavailable:
+            return ""
 
     # ------------------------------------------------------------ whose it is
 
@@ -160,8 +168,7 @@ class RedisLog:
         stager = self._opened()
         if not batch:
             return []
-        async with self._committing:  # one after the other, also when a slot of a cluster moves in between
-            verdicts = await self._append(stager, batch)
+        verdicts = await self._append(stager, batch)
         if verdicts.count(Verdict.WRITTEN) == len(batch):
             return [True] * len(batch)
         return [await self._is_in_log(*each) for each in zip(batch, verdicts, strict=True)]

@@ -109,6 +109,9 @@ class SqliteLog:
     async def ping(self) -> None:
         await self._on_writer(lambda: self._opened().ping())
 
+    def domain(self, key: Key) -> str:
+        return ""
+
     async def head(self, key: Key) -> Head:
         return await self._on_writer(lambda: self._opened().head(key))
 

@@ -105,15 +105,15 @@ class SessionPool:
 
     def _admit(self, session: Session, *, draining: bool) -> None:
         try:
-            self._check_room(draining=draining)
+            self._check_room(session, draining=draining)
         except Refusal:
             self._forget_if_empty(session)
             raise
 
-    def _check_room(self, *, draining: bool) -> None:
+    def _check_room(self, session: Session, *, draining: bool) -> None:
         if draining:
             raise Stopping
-        if not self.journal.available:
+        if not session.feed.log_available:
             raise Refusal(
                 ErrorCode.OVERLOADED, "The conversation log can't be written now. Try again soon.", retry_after_s=2
             )

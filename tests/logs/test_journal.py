@@ -12,7 +12,7 @@ import pytest
 import structlog
 from msgspec import structs
 
-from gateway.logs import journal as journals
+from gateway.logs import writer as writers
 from gateway.logs.cursor import Cursor
 from gateway.logs.feed import Feed
 from gateway.logs.journal import Journal
@@ -39,8 +39,8 @@ async def running(log: FaultLog, **settings: Any) -> AsyncIterator[Journal]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "RETRY_FIRST_S", 0.002)
-    monkeypatch.setattr(journals, "RETRY_MOST_S", 0.01)
+    monkeypatch.setattr(writers, "RETRY_FIRST_S", 0.002)
+    monkeypatch.setattr(writers, "RETRY_MOST_S", 0.01)
 
 
 async def seqs(log: FaultLog, key: Key = KEY) -> list[int]:

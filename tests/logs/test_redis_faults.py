@@ -13,10 +13,12 @@ import pytest
 import trustme
 from msgspec import structs
 
+from gateway.logs.journal import Journal
 from gateway.logs.log import Append, Claim, Head, Key, LogUnavailable, OpenTurn, Position
 from gateway.logs.redis_keys import PARTITIONS
 from gateway.logs.redis_log import RedisLog
 from protocol.frames import Entry, Message, Metadata, Token
+from tests.support.faults import ask
 from tests.support.relay import relay
 from tests.support.valkey import Valkey, cluster_url, free_port, until, valkey, valkey_cluster, valkey_with_replica
 
@@ -70,6 +72,41 @@ async def opened(url: str) -> AsyncIterator[RedisLog]:
         yield log
     finally:
         await log.close()
+
+
+# ---------------------------------------------------------------- one server of a cluster
+
+
+async def test_a_server_that_stands_still_holds_up_only_the_conversations_that_are_on_it() -> None:
+    with valkey_cluster() as servers:
+        for server in servers:
+            server.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        async with opened(f"{cluster_url(servers)}?socket_timeout=1.5") as log:
+            keys = [Key("o", f"c{number}") for number in range(50)]
+            by_server = {log.domain(key): key for key in keys}
+            assert len(by_server) == 3
+            journal = Journal(log)
+            journal.start()
+            feeds = [(await journal.feeds.own(key)).feed for key in by_server.values()]
+            still, *others = servers
+            stuck = next(feed for feed in feeds if str(still.port) in log.domain(feed.key))
+            still.pause()
+            try:
+                for feed in feeds:
+                    ask(feed)
+                async with asyncio.timeout(1):
+                    await asyncio.gather(*(feed.when_committed(1) for feed in feeds if feed is not stuck))
+                async with asyncio.timeout(5):
+                    while stuck.log_available:
+                        await asyncio.sleep(0.01)
+                assert [feed.log_available for feed in feeds].count(True) == len(others)
+                assert (journal.available, stuck.committed) == (False, 0)
+            finally:
+                still.resume()
+            async with asyncio.timeout(10):
+                await stuck.when_committed(1)
+            await journal.close()
+            assert journal.available
 
 
 # ---------------------------------------------------------------- the server ends

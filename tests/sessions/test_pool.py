@@ -12,7 +12,7 @@ import structlog
 
 from gateway.edge.reader import Reader
 from gateway.logs import feed as feeds
-from gateway.logs import journal as journals
+from gateway.logs import writer as writers
 from gateway.logs.log import Key, LogUnavailable, Position
 from gateway.logs.memory import MemoryLog
 from gateway.models.model import Finish
@@ -382,8 +382,8 @@ async def test_what_began_anew_during_an_expiry_lives(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "RETRY_FIRST_S", 0.002)
-    monkeypatch.setattr(journals, "RETRY_MOST_S", 0.01)
+    monkeypatch.setattr(writers, "RETRY_FIRST_S", 0.002)
+    monkeypatch.setattr(writers, "RETRY_MOST_S", 0.01)
 
 
 @pytest.mark.usefixtures("_quick")

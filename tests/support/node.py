@@ -17,6 +17,7 @@ from gateway.logs.log import Key, Log, Position
 from gateway.logs.memory import MemoryLog
 from gateway.logs.nodes import Nodes
 from gateway.logs.slices import Slice
+from gateway.logs.writer import Writer
 from gateway.models.model import Model
 from gateway.sessions.generation import Engine
 from gateway.sessions.pool import SessionPool
@@ -117,9 +118,11 @@ async def read_until(session: Session, after: int, last: Any, timeout_s: float =
 
 def feeds_of(feed: Feed) -> Feeds:
     """What a `Reader` needs beside a feed."""
-    journal = feed._journal
-    assert isinstance(journal, Journal)
-    return journal.feeds
+    writer = feed._writer
+    assert isinstance(writer, Writer)
+    feeds = writer._reclaim_one.__self__  # type: ignore[attr-defined]  # a method of them
+    assert isinstance(feeds, Feeds)
+    return feeds
 
 
 def is_call(frame: Entry) -> bool:
