@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-COMMANDS = {"load": "benchmarks.load.__main__"}
+COMMANDS = {"load": "benchmarks.load.__main__", "profile": "benchmarks.profile"}
 """Modules with a `main(argv)` that returns an exit code."""
 
 
