@@ -32,7 +32,7 @@ def test_a_node_is_never_busier_than_always_and_reads_more_at_once_then() -> Non
     assert fits.node_busy < too_much.node_busy <= 1.05
     assert too_much.node_us < fits.node_us
     assert too_much.appends_per_token < fits.appends_per_token / 2  # a commit takes several turns, and turns are long
-    assert too_much.commit_p50_s > 10 * fits.commit_p50_s
+    assert too_much.commit_p50_s > 5 * fits.commit_p50_s
 
 
 def test_a_commit_costs_a_shard_what_the_lines_say() -> None:
