@@ -27,12 +27,12 @@ def test_all_tokens_pass_and_cost_what_they_cost() -> None:
 
 
 def test_a_node_is_never_busier_than_always_and_reads_more_at_once_then() -> None:
-    fits, too_much = (simulate(System(1, 1, streams, 50.0), COSTS) for streams in (500, 3000))
+    fits, too_much = (simulate(System(1, 1, streams, 50.0, token_delay_s=0.01), COSTS) for streams in (500, 3000))
     assert fits.tokens_per_s == pytest.approx(25_000, rel=0.01)
     assert fits.node_busy < too_much.node_busy <= 1.05
     assert too_much.node_us < fits.node_us
     assert too_much.appends_per_token < fits.appends_per_token / 2  # a commit takes several turns, and turns are long
-    assert too_much.commit_p50_s > 5 * fits.commit_p50_s
+    assert too_much.commit_p50_s > 10 * fits.commit_p50_s
 
 
 def test_a_commit_costs_a_shard_what_the_lines_say() -> None:
