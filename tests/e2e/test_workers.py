@@ -165,21 +165,15 @@ async def test_nothing_outlives_the_supervisor(workers: Workers) -> None:
     assert "Traceback" not in workers.log_lines
 
 
-async def until_logged(http: aiohttp.ClientSession, workers: Workers, conversation_id: str) -> None:
-    """Tokens run a few milliseconds ahead of the log; any worker reads them from there."""
-    async with asyncio.timeout(10):
-        while True:
-            async with http.get(f"{workers.base}/api/conversations/{conversation_id}") as answer:
-                if (await answer.json())["messages"][-1]["content"]:
-                    return
-            await asyncio.sleep(0.02)
+AHEAD_S = 0.5
+"""Tokens run ahead of the log by 25 ms (SPEC.md section 2.5); on a busy machine by more."""
 
 
 async def test_a_turn_outlives_its_worker(workers: Workers, http: aiohttp.ClientSession) -> None:
     async with wire(workers.chat) as client:
         asked = await client.ask("chat_message", conversation_id="c", message="/long 60", message_id="m")
         await client.until(is_token)
-        await until_logged(http, workers, "c")
+        await asyncio.sleep(AHEAD_S)
         owner = next(number for number, count in (await running(http)).items() if count)
         os.kill(workers.pids[owner], signal.SIGKILL)
         await client.closed()
