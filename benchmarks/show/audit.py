@@ -31,12 +31,11 @@ class Audited(Ledger):
         """Each once, in the order in which they came."""
 
     def take(self, frame: dict[str, Any]) -> bool:
-        epoch = self.epoch
         if frame["type"] in ("done", "error") and frame.get("turn_id") in self.ends:
             self.second_ends += 1
         taken = super().take(frame)
-        if taken:
-            self.epochs_back += self.epoch < epoch
+        if taken and self.seq:  # beside seq 0 an epoch has no meaning
+            self.epochs_back += bool(self.epochs) and self.epoch < self.epochs[-1]
             if not self.epochs or self.epochs[-1] != self.epoch:
                 self.epochs.append(self.epoch)
         return taken

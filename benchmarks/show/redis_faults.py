@@ -88,6 +88,12 @@ async def _fail_over_late(servers: Servers) -> None:
     await asyncio.sleep(1)
 
 
+async def _emptied(servers: Servers) -> None:
+    for _ in range(2):
+        await servers.first.ask("FLUSHALL")
+        await asyncio.sleep(1.5)
+
+
 async def _full(servers: Servers) -> None:
     await servers.first.ask("CONFIG", "SET", "maxmemory", 1)
     await asyncio.sleep(4)
@@ -109,6 +115,7 @@ FAULTS = (
     Fault("restarted with its data", _one_that_keeps, _restart, not_ready=True, loses=False),
     Fault("gone for 8 s", _one_that_keeps, _long_gone, not_ready=True, loses=False),
     Fault("restarted without its data", _one, _restart, not_ready=True, loses=True),
+    Fault("emptied twice", _one, _emptied, not_ready=False, loses=True),
     Fault("failed over to a replica", _with_replica, _fail_over, not_ready=True, loses=True),
     Fault("failed over, the last second lost", _with_replica, _fail_over_late, not_ready=False, loses=True),
     Fault("full for 4 s", _one, _full, not_ready=True, loses=False),

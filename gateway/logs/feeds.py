@@ -55,6 +55,8 @@ class Feeds:
         self._releasing: dict[Key, asyncio.Task[None]] = {}
         self._catching_up: set[asyncio.Task[None]] = set()
         self._handed_over = False
+        self._heard: dict[Key, int] = {}
+        """How far those with an open turn were at the last call of `silent`."""
 
     @property
     def shared(self) -> bool:
@@ -205,6 +207,20 @@ class Feeds:
         if feed.follows and claim.owner is None:  # it was released while we asked
             await self._log.release(feed.key)
         return claim.owner is None and claim.head.epoch <= feed.epoch
+
+    def silent(self) -> list[Feed]:
+        """Those with an open turn of which nothing came since the last call."""
+        feeds = [feed for feed in self._feeds.values() if feed.open_turns and feed.key not in self._releasing]
+        before, self._heard = self._heard, {feed.key: feed.seq for feed in feeds}
+        return [feed for feed in feeds if before.get(feed.key) == feed.seq]
+
+    async def stands(self, feed: Feed) -> bool:
+        """Whether the log still has what a feed has. A tail that is lost counts only where another node appends: what
+        is ours is written again, or given up, with the next append."""
+        if feed.follows:
+            return await level(feed, self._log)
+        at = feed.committed
+        return await self._log.epoch_at(feed.key, at) == feed.committed_epoch or await self.still_owns(feed)
 
     async def _mark_lost(self, key: Key) -> Claim:
         """Entries of a conversation of ours aren't in the log any more. They may have been seen, and a place must not

@@ -5,7 +5,7 @@ domain of it, so that what fails of the log stops only the conversations that ar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
@@ -82,12 +82,23 @@ class Journal:
     async def recheck(self) -> None:
         """Finds out what others have taken over while this node was silent: an idle conversation is refused nothing,
         and its readers here wouldn't see what the new owner writes. Raises `LogUnavailable`."""
-        feeds = self.feeds.owned()
+        await self._give_up_unless(self.feeds.still_owns, self.feeds.owned())
+
+    async def recheck_silent(self) -> None:
+        """Finds out what the log has lost of turns that say nothing: an owner that has nothing to append is refused
+        nothing, and one that lost its turn publishes nothing, so their readers would wait. Raises `LogUnavailable`."""
+        await self._give_up_unless(self.feeds.stands, self.feeds.silent())
+
+    async def _give_up_unless(self, stands: Callable[[Feed], Awaitable[bool]], feeds: Sequence[Feed]) -> None:
         for start in range(0, len(feeds), RECHECK_AT_ONCE):
             some = feeds[start : start + RECHECK_AT_ONCE]
-            asked = await asyncio.gather(*map(self.feeds.still_owns, some), return_exceptions=True)
-            for feed, ours in zip(some, asked, strict=True):
-                if isinstance(ours, BaseException):
-                    raise ours
-                if not ours and not feed.fenced:
+            asked = await asyncio.gather(*map(stands, some), return_exceptions=True)
+            for feed, answer in zip(some, asked, strict=True):
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer or feed.fenced:
+                    continue
+                if feed.follows:
+                    self.feeds.give_up(feed)
+                else:
                     self._give_up(feed)

@@ -31,6 +31,8 @@ SEEN_S = 4.0
 """By then others know that a node beats again, and what they had begun before is done."""
 FIRST_LOOK_S, LOOK_S = 4.0, 30.0
 """A node that isn't known yet is found lost within the first of these."""
+SILENT_S = 2.0
+"""A turn that said nothing for so long is compared with the log."""
 
 log_lines = structlog.get_logger(__name__)
 
@@ -59,7 +61,8 @@ class TakeOver:
         if self._journal.feeds.shared:
             self._journal.nodes.on_lost = self._node_lost
             self._journal.nodes.on_away = self._was_away
-            self._spawn(self._look_around())
+            self._spawn(_again_and_again(self._look, FIRST_LOOK_S, LOOK_S))
+            self._spawn(_again_and_again(self._journal.recheck_silent, SILENT_S, SILENT_S))
 
     async def close(self) -> None:
         self._journal.nodes.on_lost = self._journal.nodes.on_away = None
@@ -112,17 +115,6 @@ class TakeOver:
         scores = {node_id: crc32(node_id.encode(), crc32(name)) for node_id in (nodes.node_id, *nodes.others())}
         return max(scores, key=lambda node_id: (scores[node_id], node_id)) == nodes.node_id
 
-    async def _look_around(self) -> None:
-        await asyncio.sleep(FIRST_LOOK_S)
-        while True:
-            try:
-                await self._look()
-            except LogUnavailable as problem:
-                log_lines.warning("can't look for turns left open", problem=str(problem))
-            except Exception:
-                log_lines.exception("looking for turns left open failed by a bug")
-            await asyncio.sleep(LOOK_S * random.uniform(0.75, 1.25))
-
     async def _look(self) -> None:
         log, since = self._journal.log, asyncio.get_running_loop().time()
         await self._recover(await log.unfinished(""), lost=False)
@@ -170,3 +162,15 @@ class TakeOver:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _again_and_again(look: Callable[[], Awaitable[None]], first_s: float, pause_s: float) -> None:
+    await asyncio.sleep(first_s)
+    while True:
+        try:
+            await look()
+        except LogUnavailable as problem:
+            log_lines.warning("can't look for turns left open", problem=str(problem))
+        except Exception:
+            log_lines.exception("looking for turns left open failed by a bug")
+        await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))

@@ -164,6 +164,36 @@ async def test_redis_loses_everything_under_load(tmp_path: Path) -> None:
                 assert turn[0].get("epoch", 0) >= began, "a place is never used twice"
 
 
+async def test_redis_is_emptied_under_load(tmp_path: Path) -> None:
+    """No connection breaks, and what an owner can't append isn't published: all the same every reader on every node is
+    told of every turn, also of those that say nothing, that it is gone. None waits for an end that can't come."""
+    with valkey() as server:
+        async with cluster(server, tmp_path, 2) as nodes:
+            a, b = nodes.nodes
+            async with wire(a.chat) as one, wire(b.chat) as two:
+                asked = {}
+                for number, message in enumerate(["/long 600", "/fast /call f", "/silent", "/long 600"] * 3):
+                    client, other = (one, two) if number % 2 else (two, one)
+                    name = f"c{number}"
+                    await other.ask("subscribe", conversation_id=name, after=0)
+                    asked[name] = await client.ask("chat_message", message=message, conversation_id=name)
+                server.ask("FLUSHALL")
+                for client in (one, two):
+                    told = [frame for frame in client.frames if frame["type"] == "snapshot"]
+                    while len(told) < len(asked):
+                        told.append(await client.get("snapshot"))
+                    assert {frame["conversation_id"] for frame in told} == set(asked)
+                    assert all((frame["seq"], frame["messages"], frame["turn"]) == (0, [], None) for frame in told)
+                    assert not any(is_end(frame) for frame in client.frames)
+                for name in asked:
+                    for node in (a, b):
+                        assert (await fold(node, name))["error"]["code"] == "NOT_FOUND"
+                turn = await one.turn("/fast /echo again", "c1", message_id=asked["c1"]["message_id"])
+                assert text(turn) == "again"
+                assert turn[0]["epoch"] > 0
+                await two.rest(turn[0]["turn_id"])
+
+
 async def test_redis_is_full(tmp_path: Path) -> None:
     """New messages are refused in plain words; what runs goes on when there is room, and nothing is lost."""
     with valkey("--maxmemory-policy", "noeviction") as server:
