@@ -59,9 +59,11 @@ def rss_bytes(pid: int) -> int:
     return _memory(pid, "status", "VmRSS:")
 
 
-def pss_bytes(pid: int) -> int:
-    """Proportional memory: pages that several processes share are divided among them. The same errors."""
-    return _memory(pid, "smaps_rollup", "Pss:")
+def allocated_bytes(pid: int) -> int:
+    """Resident memory that a process has allocated; a page that it shares with forks is divided among them. Pages of
+    files don't count: libraries are shared with whatever else runs, so what else starts or ends would change the figure
+    by megabytes. The same errors."""
+    return _memory(pid, "smaps_rollup", "Pss_Anon:")
 
 
 def _memory(pid: int, file: str, name: str) -> int:
@@ -87,9 +89,9 @@ def total_cpu_s(pids: Iterable[int]) -> float:
     return sum(_or_none(cpu_s, pid) for pid in pids)
 
 
-def total_pss_bytes(pids: Iterable[int]) -> int:
+def total_allocated_bytes(pids: Iterable[int]) -> int:
     """Of those that still run."""
-    return int(sum(_or_none(pss_bytes, pid) for pid in pids))
+    return int(sum(_or_none(allocated_bytes, pid) for pid in pids))
 
 
 def _or_none(measure: Callable[[int], float], pid: int) -> float:

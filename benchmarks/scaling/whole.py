@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from benchmarks.native.run import Load, NativeUpstream, held_connections, load, running_upstream
-from benchmarks.processes import total_pss_bytes
+from benchmarks.processes import total_allocated_bytes
 from benchmarks.scaling.parts import running_valkey
 from benchmarks.show.gateway_process import GatewayProcess, running_gateway
 
@@ -220,9 +220,9 @@ async def node_sizes(step: Callable[[str], None]) -> dict[str, Any]:
     words = ["--mode", "ws", "--connections", str(CONNECTIONS)]
     async with running_upstream(OTHER_CORE) as upstream, gateways(upstream, 1, "memory:") as (gateway,):
         await load(gateway.port, [*words[:3], "100", "--once", "--message", "tokens=5"], core=OTHER_CORE)
-        before = total_pss_bytes([gateway.pid])
+        before = total_allocated_bytes([gateway.pid])
         async with held_connections(gateway.port, words, pids=[gateway.pid], core=OTHER_CORE) as held:
-            connected, spent = total_pss_bytes([gateway.pid]), gateway.cpu_s()
+            connected, spent = total_allocated_bytes([gateway.pid]), gateway.cpu_s()
             await asyncio.sleep(IDLE_S)
             spent = gateway.cpu_s() - spent
     return {

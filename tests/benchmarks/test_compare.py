@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ from benchmarks.compare.scenarios import SCENARIOS, first_token
 from benchmarks.compare.tables import markdown_table, shown
 from benchmarks.histogram import Histogram
 from benchmarks.native.run import LoadFailedError, NativeUpstream
-from benchmarks.processes import cpu_s, family, pss_bytes, rss_bytes, total_cpu_s
+from benchmarks.processes import allocated_bytes, cpu_s, family, rss_bytes, total_cpu_s
 
 NAN = math.nan
 BENCH = Bench(Scale(rounds=2, seconds=0.1), Cores(0, 0, 0), NativeUpstream(1, os.getpid()))
@@ -219,9 +220,22 @@ def test_what_processes_use_is_read_from_the_system() -> None:
     before = cpu_s(os.getpid())
     assert sum(range(200_000)) > 0
     assert cpu_s(os.getpid()) > before
-    assert rss_bytes(os.getpid()) >= pss_bytes(os.getpid()) > 1 << 20
+    assert rss_bytes(os.getpid()) >= allocated_bytes(os.getpid()) > 1 << 20
     assert os.getpid() in family(os.getpid())
     gone = 2**22 + 1  # beyond the greatest process id
     assert total_cpu_s([gone]) == 0
     with pytest.raises(ProcessLookupError):
         cpu_s(gone)
+
+
+def test_pages_of_files_arent_counted_as_memory(tmp_path: Path) -> None:
+    """Libraries are such pages, and whoever else has them open changes what falls to us."""
+    size = 16 << 20
+    with (tmp_path / "library").open("w+b") as file:
+        file.write(bytes(size))
+        file.flush()
+        before, resident = allocated_bytes(os.getpid()), rss_bytes(os.getpid())
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped:
+            assert mapped[:: mmap.PAGESIZE].count(0) == size // mmap.PAGESIZE
+            assert rss_bytes(os.getpid()) - resident > size // 2
+            assert allocated_bytes(os.getpid()) - before < size // 2

@@ -10,7 +10,7 @@ from benchmarks.compare.results import Sample
 from benchmarks.compare.scale import Bench, Scale
 from benchmarks.compare.scenario import Column
 from benchmarks.native.run import held_connections
-from benchmarks.processes import total_pss_bytes
+from benchmarks.processes import total_allocated_bytes
 
 FEW = 1000
 SETTLE_S = 1.0
@@ -44,12 +44,12 @@ class Connections:
         # The first ones bring in what is needed once, and stay: what they would leave free isn't to be filled again.
         async with held_connections(running.port, [*entrant.ws, "--connections", str(FEW)], core=core):
             await asyncio.sleep(SETTLE_S)
-            before = total_pss_bytes(running.pids())
+            before = total_allocated_bytes(running.pids())
             count = 2000 if bench.scale.quick else 5000
             words = [*entrant.ws, "--connections", str(count), "--in-flight", str(count)]
             async with held_connections(running.port, words, pids=running.pids(), core=core) as storm:
                 await asyncio.sleep(SETTLE_S)
-                grown = total_pss_bytes(running.pids()) - before
+                grown = total_allocated_bytes(running.pids()) - before
         figures = {
             "storm_s": storm.seconds,
             "p50_us": storm.connected.percentile_us(50),

@@ -10,7 +10,7 @@ from benchmarks.compare.results import Sample
 from benchmarks.compare.scale import Bench, Scale
 from benchmarks.compare.scenario import Column
 from benchmarks.compare.work import streaming
-from benchmarks.processes import total_pss_bytes
+from benchmarks.processes import total_allocated_bytes
 
 IDLE, EVICTED, ACTIVE = "idle in the pool", "evicted", "being answered"
 EVICTING = "gateway-evicting"
@@ -44,12 +44,12 @@ class Memory:
     async def _active(self, bench: Bench, entrant: Entrant, running: Running) -> Sample:
         """Its share of a connection and its upstream request are part of it."""
         await self._converse(bench, entrant, running, 100)
-        before = total_pss_bytes(running.pids())
+        before = total_allocated_bytes(running.pids())
         seconds = 3.0
         words = [*entrant.ws, *streaming(STREAMS, 2.0, seconds, ramp_s=3.0)]
         loading = asyncio.create_task(bench.load(running, words, seconds=seconds))
         await asyncio.sleep(3.0 + seconds)
-        during = total_pss_bytes(running.pids())
+        during = total_allocated_bytes(running.pids())
         load = await loading
         return Sample({"each_bytes": (during - before) / STREAMS, "count": STREAMS}, {}, load.problems())
 
@@ -61,13 +61,16 @@ class Memory:
         """
         for _ in range(4 if entrant.name == EVICTING else 1):
             await self._converse(bench, entrant, running, COUNT)
-        before = total_pss_bytes(running.pids())
-        await self._converse(bench, entrant, running, COUNT)
-        return Sample({"each_bytes": (total_pss_bytes(running.pids()) - before) / COUNT, "count": COUNT})
+        before = total_allocated_bytes(running.pids())
+        problems = await self._converse(bench, entrant, running, COUNT)
+        each_bytes = (total_allocated_bytes(running.pids()) - before) / COUNT
+        return Sample({"each_bytes": each_bytes, "count": COUNT}, {}, problems)
 
-    async def _converse(self, bench: Bench, entrant: Entrant, running: Running, count: int) -> None:
-        """So many conversations of one question and a short answer, all but their log let go."""
+    async def _converse(self, bench: Bench, entrant: Entrant, running: Running, count: int) -> list[str]:
+        """So many conversations of one question and a short answer, all but their log let go. Returns what went
+        wrong."""
         words = [*entrant.ws, "--connections", 10, "--conversations", count // 10, "--once",
                  "--ramp", count / 300, "--message", "tokens=5 size=6"]  # fmt: skip
-        await bench.load(running, words, seconds=60)
+        load = await bench.load(running, words, seconds=60)
         await asyncio.sleep(SETTLE_S)
+        return load.problems()

@@ -10,7 +10,7 @@ from benchmarks.compare.results import Sample
 from benchmarks.compare.scale import Bench, Scale
 from benchmarks.compare.scenario import Column
 from benchmarks.compare.work import RAMP_S, WARM_UP_S, streaming
-from benchmarks.processes import total_pss_bytes
+from benchmarks.processes import total_allocated_bytes
 
 STREAMS, SLOW = 60, 10
 RATE, SIZE = 50.0, 400
@@ -47,8 +47,8 @@ class SlowReader:
                      "--receive-buffer", 4096, *work]  # fmt: skip
             loading = asyncio.create_task(bench.load(running, words))
             await asyncio.sleep(RAMP_S + WARM_UP_S)
-            before = total_pss_bytes(running.pids())
+            before = total_allocated_bytes(running.pids())
             await asyncio.sleep(seconds - 0.5)
-            grown = total_pss_bytes(running.pids()) - before
+            grown = total_allocated_bytes(running.pids()) - before
             load = await loading
             yield regime, Sample.of(load, grown_bytes=grown, slow_tokens=float(load.slow_tokens))
