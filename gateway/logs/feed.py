@@ -61,7 +61,9 @@ class Committer(Protocol):
 
     log: Log
     available: bool
-    """The last commit worked; while it is false not even tokens may run ahead of the log."""
+    """The last commit worked."""
+    runs_ahead: bool
+    """Tokens may be shown before the log has them."""
 
     def due(self, feed: Feed, *, urgent: bool) -> None: ...
 
@@ -160,7 +162,7 @@ class Feed:
                 raise AssertionError(f"entry {entry.seq} can't follow {self.seq}")
             self.seq = entry.seq
             if type(entry) is Token:
-                if self.visible == entry.seq - 1 and self._writer.available:
+                if self.visible == entry.seq - 1 and self._writer.runs_ahead:
                     self.visible = entry.seq
             else:
                 urgent = True
@@ -203,7 +205,7 @@ class Feed:
         self.uncommitted_bytes += size
         seen, self.seq = self.seq, seq
         self._writer.due(self, urgent=False)
-        if self.visible == seen and self._writer.available:
+        if self.visible == seen and self._writer.runs_ahead:
             self.visible = seq
             for cursor in self.cursors:
                 cursor.wake()
@@ -267,7 +269,7 @@ class Feed:
         self.uncommitted_bytes = sum(map(_size, self.uncommitted)) if self.uncommitted else 0
         if seen < last.seq:
             self.visible = last.seq
-        if self.visible != self.seq:
+        if self.visible != self.seq and self._writer.runs_ahead:
             for entry in self.uncommitted:  # tokens right after what was just committed may be seen, too
                 if type(entry) is not Token or entry.seq != self.visible + 1:
                     break

@@ -2,7 +2,8 @@
 meanwhile.
 
 An entry other than a token asks for a commit at once, since readers wait for it; tokens, which they see already,
-wait up to `token_delay_s` to share one. That is also how far tokens run ahead of the log (SPEC.md section 2).
+wait up to `token_delay_s` to share one. So far, and as long as that commit takes, tokens run ahead of the log; but
+while a commit takes too long, or fails, no more of them do (SPEC.md section 2.5).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from gateway.logs.feed import Feed
 from gateway.logs.log import Append, Log, LogUnavailable
 
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
+AHEAD_S = 0.2
+"""How long a commit may take before tokens wait for it."""
 
 log_lines = structlog.get_logger(__name__)
 
@@ -36,6 +39,7 @@ class Writer:
         self.log = log
         self.available = True
         """The last commit worked. While it is false new messages are refused, and running turns are buffered."""
+        self.runs_ahead = True
         self.commits = 0
         self._reclaim_one = reclaim
         self._give_up = give_up
@@ -78,7 +82,13 @@ class Writer:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            slow = asyncio.get_running_loop().call_later(AHEAD_S, self._hold_back)
             await self._commit_due()
+            slow.cancel()
+            self.runs_ahead = self.available
+
+    def _hold_back(self) -> None:
+        self.runs_ahead = False
 
     async def _commit_due(self) -> None:
         """One commit of all that is due, repeated until the log takes it. Never loses an entry: what isn't
@@ -154,7 +164,7 @@ class Writer:
     def _unavailable(self, problem: LogUnavailable) -> None:
         if self.available:
             log_lines.error("log can't be written; buffering and trying again", problem=str(problem))
-        self.available = False
+        self.available = self.runs_ahead = False
 
     def _available(self) -> None:
         self.commits += 1

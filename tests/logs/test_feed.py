@@ -25,7 +25,7 @@ class Desk:
     """Does the journal's part, a step at a time."""
 
     def __init__(self) -> None:
-        self.available = True
+        self.available = self.runs_ahead = True
         self.log = MemoryLog()
         self.calls: list[bool] = []
 
@@ -430,14 +430,14 @@ async def test_a_done_is_an_entry_like_others(desk: Desk) -> None:
     assert isinstance(entries[-1], Done)
 
 
-async def test_while_the_log_is_down_not_even_tokens_are_shown(desk: Desk) -> None:
+async def test_while_none_may_run_ahead_not_even_tokens_are_shown(desk: Desk) -> None:
     feed = await opened(desk)
     ask(feed)
     await desk.commit(feed)
-    desk.available = False
+    desk.runs_ahead = False
     say(feed, "a", "b")
     assert (feed.visible, feed.seq) == (1, 3)
-    desk.available = True
+    desk.runs_ahead = True
     await desk.commit(feed)
     say(feed, "c")
     assert feed.visible == 4

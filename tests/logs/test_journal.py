@@ -91,6 +91,34 @@ async def test_what_comes_during_a_slow_commit_goes_with_the_next() -> None:
         assert (journal.commits, await seqs(log)) == (2, [1, 2, 3, 4])
 
 
+async def test_tokens_wait_for_a_commit_that_takes_too_long() -> None:
+    """What a crash then takes from readers is the text of a moment, however long the log hangs."""
+    log = FaultLog()
+    async with running(log, token_delay_s=0.001) as journal:
+        feed, other = [await journal.feeds.open(key) for key in (KEY, OTHER)]
+        ask(feed)
+        await feed.when_committed(1)
+        log.asked.clear()
+        log.gate.clear()
+        ask(other)
+        say(feed, "at once")
+        assert feed.visible == 2
+        await log.asked.wait()
+        say(feed, "while it hasn't been long")
+        assert feed.visible == 3
+        await asyncio.sleep(1.5 * writers.AHEAD_S)
+        feed.append_text("t1", ["later"])
+        say(feed, "still later")
+        say(other, "an answer")
+        assert (feed.visible, feed.seq, journal.available) == (3, 5, True)
+        log.gate.set()
+        await other.when_committed(1)
+        assert (feed.visible, other.visible) == (3, 1), "what has waited isn't ahead of the log either"
+        await feed.when_committed(5)
+        say(feed, "at once again")
+        assert feed.visible == 6
+
+
 async def test_an_outage_is_buffered_and_said_once() -> None:
     log = FaultLog()
     with structlog.testing.capture_logs() as lines:
@@ -103,7 +131,7 @@ async def test_an_outage_is_buffered_and_said_once() -> None:
             assert (journal.available, feed.visible) == (False, 0)
             say(feed, "a")
             log.down = False
-            await feed.when_committed(1)
+            await feed.when_committed(2)
             assert (journal.available, feed.visible) == (True, 2)
             end(feed)
             await feed.when_committed(3)
