@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType, structs
@@ -217,8 +218,17 @@ class Session:
                 self._append(self._failed(turn, Refusal(ErrorCode.NODE_LOST, lost_for_good)))
                 self.advance()  # those behind it never ran, so nothing of theirs is repeated
                 return
-            self._append(self._make(Restart, turn.turn_id, attempt=attempt, keep_seq=turn.keep_seq))
+            if lost or not self._only_waited(turn):
+                self._append(self._make(Restart, turn.turn_id, attempt=attempt, keep_seq=turn.keep_seq))
         self.advance()
+
+    def _only_waited(self, turn: TurnFold) -> bool:
+        """It was queued behind others, and nothing has come of it since they ended: as far as the log tells, its node
+        stopped before it began. There is nothing to take back."""
+        if turn.content or turn.calls or turn.attempt:
+            return False
+        ahead = takewhile(lambda other: other is not turn, self.fold.turns.values())
+        return any(other.end is not None and other.end.seq > turn.message.seq for other in ahead)
 
     def abandon(self, turn: TurnFold) -> None:
         """Its run ended without ending it, which only a bug can do: the conversation goes on all the same."""

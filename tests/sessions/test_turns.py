@@ -434,6 +434,27 @@ async def test_drain_hands_over_without_spending_an_attempt() -> None:
         assert [f.content for f in frames if isinstance(f, Message)] == ["hi", "later"]
 
 
+@pytest.mark.parametrize("says", [[], ["half"]], ids=["silent", "speaking"])
+async def test_what_began_is_a_restart(says: list[str]) -> None:
+    """Whether it waited before, if it said something; and if it didn't wait, whatever ended behind it meanwhile."""
+    script = [says, asyncio.Event()] if says else [asyncio.Event()]
+    before = [[["a"], END]] if says else []
+    async with running_node(ScriptedModel(*before, script)) as old:
+        session, asked = await old.send()
+        if says:
+            _, asked = await old.send("it waits")
+        else:
+            session.cancel((await old.send("it never begins"))[1].turn_id)
+        while says and not session.fold.turns[asked.turn_id].content:
+            await asyncio.sleep(0.005)
+        await old.pool.drain(0)
+        log = old.log
+    async with running_node(ScriptedModel([["b"], END]), log=log) as new:
+        session = await new.pool.session(KEY)
+        frames = await read_until(session, 0, lambda f: is_end(f) and f.turn_id == asked.turn_id)
+        assert [(f.turn_id, f.attempt) for f in frames if isinstance(f, Restart)] == [(asked.turn_id, 0)]
+
+
 async def test_a_turn_that_nobody_reads_ends_after_the_grace() -> None:
     async with running_node(ScriptedModel([["a"], asyncio.Event()]), orphan_grace_s=0.05) as node:
         session, done = await node.send()
