@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
-from gateway.logs.log import Key, Log
+from gateway.logs.log import Key, Log, LogUnavailable
 from gateway.logs.nodes import Alone, Nodes
 from gateway.logs.writer import Writer
 
@@ -86,19 +87,24 @@ class Journal:
 
     async def recheck_silent(self) -> None:
         """Finds out what the log has lost of turns that say nothing: an owner that has nothing to append is refused
-        nothing, and one that lost its turn publishes nothing, so their readers would wait. Raises `LogUnavailable`."""
-        await self._give_up_unless(self.feeds.stands, self.feeds.silent())
+        nothing, and one that lost its turn publishes nothing, so their readers would wait. What can't be read now is
+        looked at the next time."""
+        with suppress(LogUnavailable):
+            await self._give_up_unless(self.feeds.stands, self.feeds.silent())
 
     async def _give_up_unless(self, stands: Callable[[Feed], Awaitable[bool]], feeds: Sequence[Feed]) -> None:
+        problem: BaseException | None = None
         for start in range(0, len(feeds), RECHECK_AT_ONCE):
             some = feeds[start : start + RECHECK_AT_ONCE]
             asked = await asyncio.gather(*map(stands, some), return_exceptions=True)
             for feed, answer in zip(some, asked, strict=True):
                 if isinstance(answer, BaseException):
-                    raise answer
-                if answer or feed.fenced:
-                    continue
-                if feed.follows:
+                    problem = answer  # of one domain of the log: the others are no worse for it
+                elif answer or feed.fenced:
+                    pass
+                elif feed.follows:
                     self.feeds.give_up(feed)
                 else:
                     self._give_up(feed)
+        if problem is not None:
+            raise problem

@@ -10,10 +10,13 @@ from typing import Any
 
 import aiohttp
 
+from gateway.logs.log import Key
+from gateway.logs.redis_keys import member, partition, slot_of
+from gateway.logs.redis_nodes import NODES
 from protocol.client import Client
 from tests.support.cluster import TAKEN_OVER_S, cluster, fold, until
 from tests.support.process import GatewayProcess
-from tests.support.valkey import valkey
+from tests.support.valkey import cluster_url, valkey, valkey_cluster
 from tests.support.wire import Frame, Wire, is_, is_end, is_logged, is_token, kinds, text, wire
 
 
@@ -116,8 +119,7 @@ async def test_redis_restarts_with_its_data_under_load(tmp_path: Path) -> None:
                 server.start()
                 await until(lambda: _both(a, b, 200))
                 for client in (one, two):
-                    while len({frame["conversation_id"] for frame in client.frames if is_end(frame)}) < len(names):
-                        await client.until(is_end)
+                    await _ended(client, names)
                     assert not any(frame["type"] in ("snapshot", "restart") for frame in client.frames)
                     for name in names:
                         seen = [f for f in client.frames if is_logged(f) and f["conversation_id"] == name]
@@ -150,8 +152,7 @@ async def test_redis_loses_everything_under_load(tmp_path: Path) -> None:
                 server.start()
                 said = await asyncio.gather(*texts)
                 assert {turn.finish_reason for turn in turns} == {"stop"}
-                while len({frame["conversation_id"] for frame in raw.frames if is_end(frame)}) < len(turns):
-                    await raw.until(is_end)
+                await _ended(raw, [turn.conversation_id for turn in turns])
                 assert not any(frame["type"] == "deleted" for frame in raw.frames)
             for turn, answer in zip(turns, said, strict=True):
                 found = [(await fold(node, turn.conversation_id))["messages"] for node in (a, b)]
@@ -192,6 +193,45 @@ async def test_redis_is_emptied_under_load(tmp_path: Path) -> None:
                 assert text(turn) == "again"
                 assert turn[0]["epoch"] > 0
                 await two.rest(turn[0]["turn_id"])
+
+
+async def test_a_part_of_a_redis_cluster_is_gone(tmp_path: Path) -> None:
+    """What is on the other servers goes on, on every node. The rest is refused meanwhile, and then goes on too."""
+    keeps = ("--appendonly", "yes", "--appendfsync", "always")
+    with valkey_cluster(3, 0, "--cluster-require-full-coverage", "no", *keeps) as servers:
+        per_server = 16384 // 3 + 1
+        gone = next(server for server in range(3) if server != slot_of(NODES) // per_server)
+
+        def is_there(name: str) -> bool:
+            return slot_of(partition(member(Key("0:/anonymous", name)))) // per_server == gone
+
+        names = {where: [f"c{n}" for n in range(50) if is_there(f"c{n}") is where][:4] for where in (True, False)}
+        async with cluster(servers[0], tmp_path, 2, log_url=cluster_url(servers)) as nodes:
+            a, b = nodes.nodes
+            async with wire(a.chat) as one, wire(b.chat) as two:
+                for name in names[True] + names[False]:
+                    await two.ask("subscribe", conversation_id=name, after=0)
+                    await one.ask("chat_message", message="/long 60", conversation_id=name)
+                servers[gone].kill()
+                for client in (one, two):
+                    await _ended(client, names[False])
+                await until(lambda: _both(a, b, 503))
+                for client in (one, two):
+                    turn = await client.turn("/fast /echo on", names[False][0])
+                    assert text(turn) == "on"
+                    refused = await client.ask("chat_message", message="x", conversation_id=names[True][0])
+                    assert (refused["error"]["code"], refused["error"]["retryable"]) == ("OVERLOADED", True)
+                servers[gone].start()
+                await until(lambda: _both(a, b, 200))
+                for client in (one, two):
+                    await _ended(client, names[True])
+                    assert not any(frame["type"] == "restart" for frame in client.frames)
+
+
+async def _ended(client: Wire, names: list[str]) -> None:
+    """Waits until a turn has ended in each of these conversations."""
+    while not {frame["conversation_id"] for frame in client.frames if is_end(frame)} >= set(names):
+        await client.until(is_end)
 
 
 async def test_redis_is_full(tmp_path: Path) -> None:

@@ -126,14 +126,15 @@ def valkey_with_replica(*options: str) -> Iterator[tuple[Valkey, Valkey]]:
 
 
 @contextmanager
-def valkey_cluster(primaries: int = 3, replicas: int = 0) -> Iterator[list[Valkey]]:
-    """A cluster that is up: its primaries, each with an even part of the slots; then `replicas` of the first one."""
+def valkey_cluster(primaries: int = 3, replicas: int = 0, *more: str) -> Iterator[list[Valkey]]:
+    """A cluster that is up: its primaries, each with an even part of the slots; then `replicas` of the first one.
+    `more`: options of each server."""
     with ExitStack() as stack:
         servers = []
         for _ in range(primaries + replicas):
             bus = str(free_port())
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-port", bus)
-            servers.append(stack.enter_context(valkey(*options, "--cluster-replica-validity-factor", "0")))
+            servers.append(stack.enter_context(valkey(*options, "--cluster-replica-validity-factor", "0", *more)))
         step = 16384 // primaries + 1
         for number, server in enumerate(servers[:primaries]):
             server.ask("CLUSTER", "ADDSLOTSRANGE", number * step, min(16384, (number + 1) * step) - 1)
