@@ -62,7 +62,8 @@ def summary_of(question: str, max_tokens: int | None) -> str:
         room_words -= size
         room_bytes -= len(text.encode()) + 3
     if not chosen and facts:
-        return " ".join(facts[0].text.split()[: max(1, room_words)])
+        begin = " ".join(facts[0].text.split()[: max(1, room_words)])
+        return begin.encode()[:room_bytes].decode(errors="ignore")
     return "\n".join(f"- {facts[place].text}" for place in sorted(chosen))
 
 
