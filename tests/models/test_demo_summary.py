@@ -39,8 +39,8 @@ def test_nothing_is_said_twice() -> None:
     assert kept.lower().count("4711") == 1
 
 
-@example("", "0" * 49, words=10, max_tokens=16)
-@example("User: " + "預" * 500, "", words=10, max_tokens=16)
+@example("", "0" * 49, 10, 16)
+@example("User: " + "預" * 500, "", 10, 16)
 @given(st.text(max_size=500), st.text(max_size=100), st.integers(10, 50), st.integers(16, 100))
 def test_it_keeps_within_its_limits(new: str, earlier: str, words: int, max_tokens: int) -> None:
     kept = summary_of(question(new, earlier, words), max_tokens)
