@@ -6,8 +6,9 @@ Gateway and clients use the same fold: the session engine to know its turns, `GE
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from msgspec import UNSET, structs, to_builtins
 
@@ -33,21 +34,23 @@ from protocol.frames import (
 
 PIECES = 256
 """Small strings take ten times their text: so many are joined while a turn runs."""
+_NO_CALLS: Mapping[str, FoldedCall] = MappingProxyType({})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class TurnFold:
-    """One turn: its question, the text that stands, its calls, and how it ended."""
+    """One turn: its question, the text that stands, its calls, and how it ended. Turns are many, and most are over and
+    had no calls: what is empty is shared."""
 
     message: Message
     text: str = ""
     """Standing text up to the last call or result; what came after is in `pieces` until the turn ends."""
-    pieces: list[str] = field(default_factory=list)
+    pieces: list[str] | tuple[()] = ()
     """What the generation in progress has said since `text`."""
     pieces_from: int = 0
     """The entry of the first of `pieces`."""
-    calls: dict[str, FoldedCall] = field(default_factory=dict)
-    approved: set[str] = field(default_factory=set)
+    calls: Mapping[str, FoldedCall] = field(default_factory=lambda: _NO_CALLS)
+    approved: frozenset[str] = frozenset()
     """Calls that waited for the user's approval and got it: they were logged again, with `runs` `gateway`."""
     end: Done | Error | None = None
     keep_seq: int = 0
@@ -77,6 +80,7 @@ class TurnFold:
         pieces = self.pieces
         for token in tokens:
             if not pieces:
+                pieces = self.pieces = []
                 self.pieces_from = token.first_seq or token.seq
             elif len(pieces) == PIECES:
                 pieces[:] = ["".join(pieces)]
@@ -90,25 +94,27 @@ class TurnFold:
             case FunctionCall():
                 self.keep_seq = entry.seq
                 if (asked := self.calls.get(entry.call_id)) is not None:
-                    self.calls[entry.call_id] = structs.replace(asked, runs=entry.runs)
-                    self.approved.add(entry.call_id)
+                    self._put(structs.replace(asked, runs=entry.runs))
+                    self.approved |= {entry.call_id}
                     return
                 self.settle()
-                self.calls[entry.call_id] = FoldedCall(
-                    call_id=entry.call_id,
-                    name=entry.name,
-                    args=entry.args,
-                    runs=entry.runs,
-                    round=entry.round,
-                    offset=len(self.text),
+                self._put(
+                    FoldedCall(
+                        call_id=entry.call_id,
+                        name=entry.name,
+                        args=entry.args,
+                        runs=entry.runs,
+                        round=entry.round,
+                        offset=len(self.text),
+                    )
                 )
             case FunctionResult():
                 self.keep_seq = entry.seq
                 call = self.calls[entry.call_id]
-                self.calls[entry.call_id] = structs.replace(call, result=entry.result, error=entry.error)
+                self._put(structs.replace(call, result=entry.result, error=entry.error))
             case Restart():
                 if self.pieces_from > entry.keep_seq:  # it never names a token (SPEC.md section 11.24)
-                    self.pieces = []
+                    self.pieces = ()
                 self.attempt = entry.attempt
             case Done() | Error():
                 self.settle()
@@ -119,13 +125,16 @@ class TurnFold:
     def settle(self) -> None:
         """Joins the pieces: what was said before a call, or before the end, stands."""
         self.text = self.content
-        self.pieces = []
+        self.pieces = ()
+
+    def _put(self, call: FoldedCall) -> None:
+        self.calls = {**self.calls, call.call_id: call}
 
 
 class Fold:
     """A conversation after `seq` entries. `apply` wants the entries in order; merged `token` frames are fine."""
 
-    __slots__ = ("_by_call_id", "_by_message_id", "_open", "epoch", "memory", "seq", "turns")
+    __slots__ = ("_open", "epoch", "memory", "seq", "turns")
 
     def __init__(self) -> None:
         self.seq = 0
@@ -134,10 +143,8 @@ class Fold:
         """Of the last `context` entry."""
         self.turns: dict[str, TurnFold] = {}
         """In turn order, which is not log order: an interrupting message goes ahead of the queued ones."""
-        self._open: dict[str, TurnFold] = {}
+        self._open: tuple[TurnFold, ...] = ()
         """Those without an end, in the same order."""
-        self._by_message_id: dict[str, TurnFold] = {}
-        self._by_call_id: dict[str, TurnFold] = {}
 
     def apply_all(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -152,10 +159,8 @@ class Fold:
             self.memory = entry.memory
         turn = self.turns[entry.turn_id]
         turn.apply(entry)
-        if isinstance(entry, FunctionCall):
-            self._by_call_id[entry.call_id] = turn
-        elif turn.end is not None:
-            del self._open[turn.turn_id]
+        if turn.end is not None:
+            self._open = tuple(other for other in self._open if other is not turn)
 
     def say(self, turn: TurnFold, tokens: Sequence[Token]) -> None:
         """`apply_all` for tokens of one turn, which most entries are."""
@@ -165,25 +170,26 @@ class Fold:
 
     def _begin(self, message: Message) -> None:
         turn = TurnFold(message, keep_seq=message.seq)
-        self._by_message_id[message.message_id] = turn
-        overtaken = list(self._open)[1:] if message.interrupt else []
-        for turns in (self.turns, self._open):
-            later = [(turn_id, turns.pop(turn_id)) for turn_id in overtaken]
-            turns[message.turn_id] = turn
-            turns.update(later)
+        ahead = 1 if message.interrupt else len(self._open)
+        first, overtaken = self._open[:ahead], self._open[ahead:]
+        self._open = (*first, turn, *overtaken)
+        for later in overtaken:
+            del self.turns[later.turn_id]
+        self.turns.update((behind.turn_id, behind) for behind in (turn, *overtaken))
 
-    def open_turns(self) -> list[TurnFold]:
+    def open_turns(self) -> tuple[TurnFold, ...]:
         """Turns without an end, in turn order: the first is the one in progress, the others wait."""
-        return list(self._open.values())
+        return self._open
 
     def current(self) -> TurnFold | None:
-        return next(iter(self._open.values()), None)
+        return self._open[0] if self._open else None
 
     def by_message_id(self, message_id: str) -> TurnFold | None:
-        return self._by_message_id.get(message_id)
+        """A look at every turn: an index would cost each of them memory, for one question a message."""
+        return next((turn for turn in self.turns.values() if turn.message.message_id == message_id), None)
 
     def by_call_id(self, call_id: str) -> TurnFold | None:
-        return self._by_call_id.get(call_id)
+        return next((turn for turn in reversed(self.turns.values()) if call_id in turn.calls), None)
 
     def status(self, turn: TurnFold) -> TurnStatus:
         match turn.end:

@@ -270,4 +270,4 @@ def _since_memory(fold: Fold, turn: TurnFold) -> list[TurnFold]:
 def _called_lately(fold: Fold, turn: TurnFold) -> list[str]:
     """Names of the functions called in the last turns, latest first."""
     latest = islice(_backwards(fold, turn), RECENT_TURNS)
-    return list(dict.fromkeys(call.name for one in latest for call in reversed(one.calls.values())))
+    return list(dict.fromkeys(call.name for one in latest for call in reversed([*one.calls.values()])))

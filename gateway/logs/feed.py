@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from itertools import takewhile
 from typing import Protocol
 
 from gateway.logs.log import ANY_EPOCH, Append, Head, Key, Log, LogUnavailable, Position, turns_left_open
@@ -42,6 +43,9 @@ def _size(entry: Entry) -> int:
 
 def _fenced_off() -> LogUnavailable:
     return LogUnavailable("this conversation was taken over or deleted")
+
+
+_NEVER = Metadata(timestamp=0)
 
 
 class Woken(Protocol):
@@ -75,6 +79,7 @@ class Feed:
         "__weakref__",
         "_committed_waiters",
         "_empty",
+        "_inflight",
         "_metadata",
         "_slice",
         "_slice_after",
@@ -88,7 +93,6 @@ class Feed:
         "fenced",
         "follows",
         "handed_over",
-        "inflight",
         "key",
         "open_turns",
         "seq",
@@ -96,7 +100,6 @@ class Feed:
         "tail",
         "tail_bytes",
         "tail_start",
-        "uncommitted",
         "uncommitted_bytes",
         "visible",
     )
@@ -109,10 +112,7 @@ class Feed:
         self.open_turns = head.open_turns
         self.tail: list[Entry] = []
         self.tail_bytes = 0
-        self.uncommitted: list[Entry] = []
         self.uncommitted_bytes = 0
-        self.inflight: list[Entry] = []
-        """Taken by the journal; not yet known to be in the log."""
         self.cursors: tuple[Woken, ...] = ()
         self.fenced = False
         """Nothing more comes through this feed: somebody else owns the conversation, or it was erased."""
@@ -123,8 +123,10 @@ class Feed:
         self.handed_over = False
         """This node stops: nothing more is appended here, and whoever reads over HTTP may go when level."""
         self._writer = writer
-        self._committed_waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._metadata = Metadata(timestamp=0)
+        self._inflight = 0
+        """So many entries after `committed` were taken by the journal."""
+        self._committed_waiters: tuple[tuple[int, asyncio.Future[None]], ...] = ()
+        self._metadata = _NEVER
         self._empty: asyncio.Event | None = None
         """While `end` waits: set by the last cursor that leaves."""
         self._slice: Slice | None = None
@@ -168,7 +170,6 @@ class Feed:
                 urgent = True
             self.tail.append(entry)
             self.tail_bytes += size
-            self.uncommitted.append(entry)
             self.uncommitted_bytes += size
         if urgent:
             self.open_turns = turns_left_open(self.open_turns, entries)
@@ -200,7 +201,6 @@ class Feed:
                 )
             )
         self.tail += tokens
-        self.uncommitted += tokens
         self.tail_bytes += size
         self.uncommitted_bytes += size
         seen, self.seq = self.seq, seq
@@ -227,12 +227,11 @@ class Feed:
         if self.fenced:
             raise _fenced_off()
         waiting = seq, asyncio.get_running_loop().create_future()
-        self._committed_waiters.append(waiting)
+        self._committed_waiters = (*self._committed_waiters, waiting)
         try:
             await waiting[1]
-        except asyncio.CancelledError:
-            if waiting in self._committed_waiters:  # else an outage of the log would gather those that left
-                self._committed_waiters.remove(waiting)
+        except asyncio.CancelledError:  # else an outage of the log would gather those that left
+            self._committed_waiters = tuple(other for other in self._committed_waiters if other is not waiting)
             raise
 
     async def when_room(self) -> None:
@@ -244,33 +243,37 @@ class Feed:
 
     # ------------------------------------------------------------ the journal's side
 
+    @property
+    def uncommitted(self) -> list[Entry]:
+        """What isn't known to be in the log."""
+        return self.tail[self.committed - self.tail_start :]
+
     def take_append(self) -> Append | None:
         """What has to be written next; the same again until `written` or `refused` was called."""
-        entries = self.inflight
-        if not entries:
-            entries, self.uncommitted = self.uncommitted, []
-        if not entries:
+        if self.committed == self.seq or self.fenced:
             return None
-        epoch = entries[0].epoch
-        if entries[-1].epoch != epoch:
+        entries = self.uncommitted
+        if self._inflight:
+            entries = entries[: self._inflight]
+        elif entries[-1].epoch != (epoch := entries[0].epoch):
             # One append has one epoch: what was begun in the next waits for the next commit.
-            cut = next(i for i, entry in enumerate(entries) if entry.epoch != epoch)
-            entries, self.uncommitted = entries[:cut], entries[cut:] + self.uncommitted
-        self.inflight = entries
+            entries = list(takewhile(lambda entry: entry.epoch == epoch, entries))
+        self._inflight = len(entries)
         return Append(self.key, Position(self.committed, self.committed_epoch if self.committed else 0), entries)
 
     def written(self) -> None:
         """The entries of `take_append` are in the log."""
         if self.fenced:  # while they were written
             return
-        seen, last = self.visible, self.inflight[-1]
+        seen, last = self.visible, self.tail[self.committed - self.tail_start + self._inflight - 1]
         self.committed, self.committed_epoch = last.seq, last.epoch
-        self.inflight = []
-        self.uncommitted_bytes = sum(map(_size, self.uncommitted)) if self.uncommitted else 0
+        self._inflight = 0
+        rest = self.uncommitted
+        self.uncommitted_bytes = sum(map(_size, rest)) if rest else 0
         if seen < last.seq:
             self.visible = last.seq
-        if self.visible != self.seq and self._writer.runs_ahead:
-            for entry in self.uncommitted:  # tokens right after what was just committed may be seen, too
+        if self._writer.runs_ahead:
+            for entry in rest:  # tokens right after what was just committed may be seen, too
                 if type(entry) is not Token or entry.seq != self.visible + 1:
                     break
                 self.visible = entry.seq
@@ -290,15 +293,15 @@ class Feed:
         if after and self.tail[after - 1].epoch != head.epoch:
             return False
         self.committed, self.committed_epoch = head.seq, head.epoch
-        self.inflight, self.uncommitted = [], self.tail[after:]
+        self._inflight = 0
         self.uncommitted_bytes = sum(map(_size, self.uncommitted))
         return True
 
     def refused(self) -> None:
         """The log fenced us off. Nothing more can be written through this feed."""
         self.fenced = True
-        self.inflight, self.uncommitted, self.uncommitted_bytes = [], [], 0
-        waiters, self._committed_waiters = self._committed_waiters, []
+        self._inflight = self.uncommitted_bytes = 0
+        waiters, self._committed_waiters = self._committed_waiters, ()
         for _, waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(_fenced_off())
@@ -307,13 +310,10 @@ class Feed:
     def _resolve_waiters(self) -> None:
         if not self._committed_waiters:
             return
-        waiting = []
         for seq, waiter in self._committed_waiters:
-            if seq > self.committed:
-                waiting.append((seq, waiter))
-            elif not waiter.done():
+            if seq <= self.committed and not waiter.done():
                 waiter.set_result(None)
-        self._committed_waiters = waiting
+        self._committed_waiters = tuple(waiting for waiting in self._committed_waiters if waiting[0] > self.committed)
 
     def _trim(self) -> None:
         """Keeps the tail within its bound; what isn't committed stays, and is bounded by `has_room`."""
@@ -342,7 +342,7 @@ class Feed:
         self.tail_bytes -= sum(map(_size, dropped))
         self.tail_start += count
         if not self.tail:
-            self._slice = None
+            self._slice, self._metadata = None, _NEVER
 
     # ------------------------------------------------------------ following another node
 

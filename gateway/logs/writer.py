@@ -125,7 +125,7 @@ class Writer:
 
     def _due_again(self, feed: Feed) -> None:
         """What came in while it was committed."""
-        if feed.uncommitted:
+        if feed.committed < feed.seq:
             self.due(feed, urgent=feed.visible < feed.seq)
 
     async def _reclaim(self, refused: list[Feed]) -> dict[Feed, LogUnavailable]:

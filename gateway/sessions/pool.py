@@ -70,6 +70,8 @@ class SessionPool:
         self._runs: dict[asyncio.Task[None], tuple[TurnRun, Session]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._on_run = self._start
+        """One bound method for all sessions."""
         self.take_over = TakeOver(journal, self._take_up, self._rests, engine.metrics.taken_over)
         journal.on_refused = self._refused
 
@@ -257,7 +259,7 @@ class SessionPool:
         if self.draining and self.journal.feeds.shared:  # meanwhile
             self.journal.feeds.release(feed)
             raise Stopping
-        session = self._sessions[key] = Session(feed, fold, self._engine, self._start)
+        session = self._sessions[key] = Session(feed, fold, self._engine, self._on_run)
         session.last_active = self._loop.time()
         session.draining = self.draining
         if self.draining:
@@ -442,16 +444,16 @@ class SessionPool:
         unread: list[tuple[TurnRun, Session]] = []
         for run, session in self._runs.values():
             if session.feed.cursors or run.waits_for_client:
-                session.orphan_since = None
+                run.unread_since = None
             elif session.run is run:
                 unread.append((run, session))
         elsewhere = await self.journal.nodes.followed([session.feed.key for _, session in unread])
         for (run, session), read in zip(unread, elsewhere, strict=True):
             if read or session.feed.cursors:
-                session.orphan_since = None
-            elif session.orphan_since is None:
-                session.orphan_since = now
-            elif now - session.orphan_since >= grace_s and session.run is run:
+                run.unread_since = None
+            elif run.unread_since is None:
+                run.unread_since = now
+            elif now - run.unread_since >= grace_s and session.run is run:
                 session.cancel(run.turn.turn_id)
 
     async def expire(self, retention_s: float) -> None:

@@ -72,13 +72,14 @@ class Stopping(Refusal):
 class Session:
     """`fold` is always the fold of everything appended to `feed`."""
 
+    __slots__ = ("_engine", "_on_run", "draining", "feed", "fold", "last_active", "run", "token_counts")
+
     def __init__(self, feed: Feed, fold: Fold, engine: Engine, on_run: Callable[[TurnRun, Session], None]) -> None:
         self.feed = feed
         self.fold = fold
         self.run: TurnRun | None = None
         self.last_active = 0.0
         """Loop time; the pool keeps it."""
-        self.orphan_since: float | None = None
         self.draining = False
         self.token_counts: dict[str, int] = {}
         """Of ended turns, by turn: a model call costs what is new."""
@@ -94,8 +95,7 @@ class Session:
 
     def submit(self, frame: ChatMessage, *, max_queued: int) -> Acknowledged:
         """Appends a message and starts its turn, or queues it. Raises `Refusal` (`BUSY`); then nothing happened."""
-        message_id = frame.message_id or new_id("m")
-        if (first := self.fold.by_message_id(message_id)) is not None:
+        if frame.message_id is not None and (first := self.fold.by_message_id(frame.message_id)) is not None:
             return Acknowledged(first.turn_id, first.message.seq, first.message.epoch, duplicate=True)
         waiting = len(self.fold.open_turns())
         interrupt = frame.on_busy == "interrupt" and waiting > 0
@@ -111,7 +111,7 @@ class Session:
             Message,
             turn_id,
             content=frame.message,
-            message_id=message_id,
+            message_id=frame.message_id or new_id("m"),
             interrupt=interrupt,
             options=_options(frame),
         )
@@ -242,7 +242,6 @@ class Session:
         if turn is None or self.run is not None or self.draining or self.feed.fenced:
             return
         self.run = TurnRun(self, turn, self._engine)
-        self.orphan_since = None
         self._on_run(self.run, self)
 
     def _stop(self, turn: TurnFold, event: Event) -> None:

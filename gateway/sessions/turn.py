@@ -60,6 +60,8 @@ class TurnRun:
         self.usage: Usage | None = None
         self.started_at = asyncio.get_running_loop().time()
         self.task: asyncio.Task[None] | None = None
+        self.unread_since: float | None = None
+        """Loop time; the pool keeps it."""
         self._host = host
         self._engine = engine
         self._generation: Generation | None = None

@@ -119,8 +119,8 @@ def test_visibility_rule(steps: list[str]) -> None:
             else:
                 await desk.commit(feed)
             assert feed.committed <= feed.visible <= feed.seq
-            assert all(type(e) is Token for e in [*feed.inflight, *feed.uncommitted] if e.seq <= feed.visible)
-            following = [e for e in [*feed.inflight, *feed.uncommitted] if e.seq == feed.visible + 1]
+            assert all(type(e) is Token for e in feed.uncommitted if e.seq <= feed.visible)
+            following = [e for e in feed.uncommitted if e.seq == feed.visible + 1]
             assert not any(type(e) is Token for e in following), "what may be seen is seen"
             assert (feed.visible > before) == (bool(wakes) and wakes[-1] == feed.visible and feed.visible != before)
             assert reader.level == (reader.position.seq >= feed.visible)
@@ -149,7 +149,7 @@ async def test_what_cant_be_encoded_isnt_taken(desk: Desk) -> None:
     bad = FunctionResult(**place(feed, offset=1), call_id="k", name="f", result=object())
     with pytest.raises(TypeError):
         feed.append(good, bad)
-    assert (feed.seq, feed.tail, feed.uncommitted) == (0, [], [])
+    assert (feed.seq, feed.tail, feed.uncommitted_bytes) == (0, [], 0)
 
 
 # ---------------------------------------------------------------- epochs and fencing
@@ -223,7 +223,7 @@ async def test_waiters_wake_in_their_turn_and_leave_nothing_behind(desk: Desk) -
     end(feed)
     await desk.commit(feed)
     await later
-    assert feed._committed_waiters == []
+    assert feed._committed_waiters == ()
 
 
 async def test_room_is_bounded_while_nothing_is_written(desk: Desk) -> None:

@@ -53,7 +53,7 @@ def test_lookups() -> None:
     turn = fold.turns["a"]
     assert fold.by_call_id("k1") is fold.by_call_id("k2") is fold.by_message_id("m_a") is turn
     assert (fold.by_call_id("k3"), fold.by_message_id("m_b")) == (None, None)
-    assert (turn.rounds, turn.keep_seq, turn.open_calls, fold.open_turns()) == (2, 7, [], [])
+    assert (turn.rounds, turn.keep_seq, turn.open_calls, fold.open_turns()) == (2, 7, [], ())
 
 
 @given(st.lists(st.text(max_size=5), max_size=3 * PIECES))
@@ -67,4 +67,4 @@ def test_text_is_whole_however_many_pieces_it_came_in(texts: list[str]) -> None:
     assert fold.turns["t"].content == whole
     assert len(fold.turns["t"].pieces) <= PIECES
     fold.apply(Done(**place, seq=len(texts) + 2, finish_reason="stop", usage=None, text_length=len(whole)))
-    assert (fold.turns["t"].text, fold.turns["t"].pieces) == (whole, [])
+    assert (fold.turns["t"].text, fold.turns["t"].pieces) == (whole, ())
