@@ -178,6 +178,8 @@ class Store:
                 self._save(key, *work.heads[key], append.entries[-1])
             self.db.execute("INSERT INTO recent (appends) VALUES (?)", (packed,))
         self._failing = False
+        if flush:
+            self._forget_idle([key for key, _ in self._recent.all()])
         self._recent.add([(append.key, append.entries) for _, append in work.appends], len(packed), afresh=flush)
         for key in work.changed:
             self._remember(key, work.heads[key])
@@ -221,6 +223,13 @@ class Store:
         self._heads.move_to_end(key)
         while len(self._heads) > HEADS:
             self._heads.popitem(last=False)
+
+    def _forget_idle(self, keys: Iterable[Key]) -> None:
+        """Conversations without open turns may stay so for days; their next message looks the head up."""
+        for key in keys:
+            found = self._heads.get(key)
+            if found is not None and not found[1].open_turns:
+                del self._heads[key]
 
     def _load(self, key: Key) -> tuple[int, Head]:
         found = find_conversation(self.db, key)

@@ -290,6 +290,21 @@ async def test_many_conversations_fall_out_of_the_cache_of_heads(
     assert [(await log.head(key)).seq for key in keys] == [5] * 10
 
 
+async def test_of_a_conversation_where_nothing_goes_on_memory_holds_nothing(
+    log: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.logs.sqlite_store.RECENT_BYTES", 0)
+    keys = [Key(f"o{number}", "c") for number in range(5)]
+    assert all(await log.commit([Append(key, START, [message(1)]) for key in keys]))
+    assert all(await log.commit([Append(key, Position(1, 0), [token(2)]) for key in keys]))
+    assert list(store_of(log)._heads) == keys, "every token needs it"
+    assert all(await log.commit([Append(key, Position(2, 0), [done(3)]) for key in keys]))
+    await write(log, START, message(1), key=B)
+    assert list(store_of(log)._heads) == [B]
+    assert await log.commit([Append(keys[0], Position(3, 0), [message(4)])]) == [True]
+    assert (await log.head(keys[1])).seq == 3
+
+
 async def test_erased_content_is_in_no_file(log: SqliteLog, tmp_path: Path) -> None:
     secret = "a secret of some length"
     entries = [message(1, content=secret), *(token(seq, f"{secret}{seq}" * 50) for seq in range(2, 40))]
