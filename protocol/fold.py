@@ -119,6 +119,9 @@ class TurnFold:
             case Done() | Error():
                 self.settle()
                 self.end = entry
+                if (options := self.message.options) is not None and options.tools is not None:
+                    # Kilobytes that only a turn that runs needs.
+                    self.message = structs.replace(self.message, options=structs.replace(options, tools=None))
             case Context() | Message():
                 pass
 

@@ -120,7 +120,7 @@ class Options(Struct, frozen=True, omit_defaults=True):
     system: str | None = None
 
 
-class Message(LoggedFrame, frozen=True, kw_only=True, tag="message"):
+class Message(LoggedFrame, frozen=True, kw_only=True, tag="message", gc=False):
     role: Literal["user"] = "user"
     content: str
     message_id: str
@@ -181,12 +181,12 @@ class Restart(LoggedFrame, frozen=True, tag="restart"):
     keep_seq: int
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, gc=False):
     prompt_tokens: int
     completion_tokens: int
 
 
-class Done(LoggedFrame, frozen=True, tag="done"):
+class Done(LoggedFrame, frozen=True, tag="done", gc=False):
     finish_reason: FinishReason
     usage: Usage | None
     text_length: int

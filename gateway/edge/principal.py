@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sys import intern
 from typing import NamedTuple, Protocol
 
 from gateway.logs.log import Key
@@ -15,7 +16,8 @@ class Principal(NamedTuple):
 
     def key(self, conversation_id: str) -> Key:
         # JSON-free and unambiguous: a tenant with a slash can't be taken for another tenant's subject.
-        return Key(f"{len(self.tenant)}:{self.tenant}/{self.subject}", conversation_id)
+        # One string for all that somebody owns.
+        return Key(intern(f"{len(self.tenant)}:{self.tenant}/{self.subject}"), conversation_id)
 
 
 class Authenticator(Protocol):

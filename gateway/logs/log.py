@@ -44,7 +44,7 @@ class OpenTurn(NamedTuple):
     """Of its `message`."""
 
 
-class Head(Struct, frozen=True):
+class Head(Struct, frozen=True, gc=False):
     """Where a log ends. `seq` 0: the conversation doesn't exist."""
 
     seq: int = 0

@@ -16,6 +16,8 @@ LEAST_EVICTED: Final = 64
 """Fewer evictions don't pay for a trim, which takes some milliseconds for each 10 MB."""
 SETTLE_S: Final = 2.0
 """After the evictions: the tails of their feeds go a second later."""
+LONGEST_S: Final = 60.0
+"""Where conversations come and go all the time there is no quiet moment to wait for."""
 
 
 def _malloc_trim() -> Callable[[int], int] | None:
@@ -32,12 +34,14 @@ class Trimmer:
     def __init__(self, trim: Callable[[int], int] | None = None) -> None:
         self._trim = trim or _malloc_trim()
         self._evicted = 0
-        self._due_at = 0.0
+        self._first_at = self._due_at = 0.0
 
     def evicted(self, count: int, now: float) -> None:
         if count:
+            if not self._evicted:
+                self._first_at = now
             self._evicted += count
-            self._due_at = now + SETTLE_S
+            self._due_at = min(now + SETTLE_S, self._first_at + LONGEST_S)
 
     async def trim_if_due(self, now: float) -> bool:
         """Whether it trimmed: in a thread, since ctypes releases the GIL. Safe to cancel."""

@@ -81,8 +81,7 @@ class Session:
         self.last_active = 0.0
         """Loop time; the pool keeps it."""
         self.draining = False
-        self.token_counts: dict[str, int] = {}
-        """Of ended turns, by turn: a model call costs what is new."""
+        self.token_counts: dict[str, int] | None = None
         self._engine = engine
         self._on_run = on_run
 

@@ -36,7 +36,8 @@ class Host(Protocol):
 
     feed: Feed
     fold: Fold
-    token_counts: dict[str, int]
+    token_counts: dict[str, int] | None
+    """Of ended turns, by turn: a model call costs what is new. None while there are none."""
 
     def append_text(self, turn: TurnFold, pieces: list[str]) -> None: ...
 
@@ -165,13 +166,11 @@ class TurnRun:
     async def _generate(self, more: list[dict[str, Any]]) -> list[WholeCall] | BrokenCalls:
         """`more`: messages that follow those of the context, for this call only."""
         may_call = self.turn.rounds < MAX_ROUNDS
+        known = self._host.token_counts or {}
         prepared = await self._engine.context.prepare(
-            self._host.fold,
-            self.turn,
-            self._host.token_counts,
-            tools=may_call,
-            server_tools=self._engine.toolbox.specs,
+            self._host.fold, self.turn, known, tools=may_call, server_tools=self._engine.toolbox.specs
         )
+        self._host.token_counts = known or None
         if prepared.compaction is not None:
             self._host.append_context(self.turn.turn_id, prepared.compaction)
         request = prepared.request

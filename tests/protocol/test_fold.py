@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.fold import PIECES, Fold
-from protocol.frames import Done, Entry, Message, Metadata, Token
+from protocol.frames import Done, Entry, FunctionSpec, Message, Metadata, Options, Token, Tool
 from protocol.merge import merge
 
 VECTORS = Path(__file__).parents[2] / "protocol" / "vectors" / "fold.json"
+PLACE: dict[str, Any] = {"conversation_id": "c", "turn_id": "t", "metadata": Metadata(1)}
 CASES = json.loads(VECTORS.read_text(encoding="utf-8"))["cases"]
 
 
@@ -56,15 +57,25 @@ def test_lookups() -> None:
     assert (turn.rounds, turn.keep_seq, turn.open_calls, fold.open_turns()) == (2, 7, [], ())
 
 
+def test_only_a_turn_that_isnt_over_needs_its_tools() -> None:
+    fold = Fold()
+    options = Options(model="m", tools=[Tool(function=FunctionSpec(name="f"))], system="s")
+    question = Message(**PLACE, seq=1, content="hi", message_id="m", options=options)
+    fold.apply(question)
+    assert fold.turns["t"].message is question
+    fold.apply(Done(**PLACE, seq=2, finish_reason="stop", usage=None, text_length=0))
+    assert fold.turns["t"].message.options == Options(model="m", system="s")
+    assert question.options == options, "readers may still have it"
+
+
 @given(st.lists(st.text(max_size=5), max_size=3 * PIECES))
 def test_text_is_whole_however_many_pieces_it_came_in(texts: list[str]) -> None:
     fold = Fold()
-    place: dict[str, Any] = {"conversation_id": "c", "turn_id": "t", "metadata": Metadata(1)}
-    fold.apply(Message(**place, seq=1, content="hi", message_id="m"))
+    fold.apply(Message(**PLACE, seq=1, content="hi", message_id="m"))
     for seq, text in enumerate(texts, 2):
-        fold.apply(Token(**place, seq=seq, content=text))
+        fold.apply(Token(**PLACE, seq=seq, content=text))
     whole = "".join(texts)
     assert fold.turns["t"].content == whole
     assert len(fold.turns["t"].pieces) <= PIECES
-    fold.apply(Done(**place, seq=len(texts) + 2, finish_reason="stop", usage=None, text_length=len(whole)))
+    fold.apply(Done(**PLACE, seq=len(texts) + 2, finish_reason="stop", usage=None, text_length=len(whole)))
     assert (fold.turns["t"].text, fold.turns["t"].pieces) == (whole, ())

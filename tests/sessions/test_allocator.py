@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.sessions.allocator import LEAST_EVICTED, SETTLE_S, Trimmer
+from gateway.sessions.allocator import LEAST_EVICTED, LONGEST_S, SETTLE_S, Trimmer
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,16 @@ async def test_counting_starts_anew() -> None:
     assert await trimmer.trim_if_due(SETTLE_S)
     trimmer.evicted(1, 10.0)
     assert not await trimmer.trim_if_due(20.0)
+
+
+async def test_evictions_that_never_end_dont_put_it_off() -> None:
+    trimmer = Trimmer(lambda pad: 1)
+    trimmed = []
+    for now in range(int(2 * LONGEST_S) + 10):
+        trimmer.evicted(LEAST_EVICTED, now)
+        if await trimmer.trim_if_due(now):
+            trimmed.append(now)
+    assert trimmed == [LONGEST_S, 2 * LONGEST_S + 1]
 
 
 async def test_the_platform_s_own() -> None:

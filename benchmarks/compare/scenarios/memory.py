@@ -17,7 +17,7 @@ EVICTING = "gateway-evicting"
 SETTLE_S = 4.0
 """Longer than that entrant lets a conversation idle."""
 STREAMS = 500
-COUNT = 2000
+COUNT, WARM_UPS = 2000, 2
 
 
 class Memory:
@@ -54,12 +54,9 @@ class Memory:
         return Sample({"each_bytes": (during - before) / STREAMS, "count": STREAMS}, {}, load.problems())
 
     async def _idle(self, bench: Bench, entrant: Entrant, running: Running) -> Sample:
-        """The first ones leave their workspace to the others; nobody reads them any more.
-
-        When conversations are evicted, several thousand come and go until the allocator and SQLite's cache have all
-        that they ever take.
-        """
-        for _ in range(4 if entrant.name == EVICTING else 1):
+        """The first ones leave their workspace to the others, and SQLite's cache is full; nobody reads them any
+        more."""
+        for _ in range(WARM_UPS):
             await self._converse(bench, entrant, running, COUNT)
         before = total_allocated_bytes(running.pids())
         problems = await self._converse(bench, entrant, running, COUNT)
