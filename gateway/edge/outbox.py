@@ -16,7 +16,7 @@ from msgspec import structs
 
 from gateway.edge.answers import gone, refused
 from gateway.edge.websocket import WebSocketShell
-from gateway.logs.cursor import Cursor
+from gateway.logs.cursor import Cursor, new_group
 from gateway.logs.feed import Feed
 from gateway.logs.log import LogUnavailable, Position
 from gateway.logs.slices import Slice
@@ -41,7 +41,7 @@ class Subscription:
         self.refs: dict[int, str | None] = {}
         """seq of a `message` that this connection sent and hasn't seen -> the `ref` to answer with, if any."""
         self.closed = False
-        self.cursor = Cursor(feed, position, partial(outbox.ready, self))
+        self.cursor = Cursor(feed, position, partial(outbox.ready, self), outbox.group)
         outbox.ready(self)
 
     def close(self) -> None:
@@ -54,12 +54,13 @@ class Outbox:
 
     __slots__ = (
         "_catching_up", "_direct", "_flushing", "_lagging", "_loop", "_on_moved", "_ready", "_shell", "_writable",
-        "codec", "sending", "subscriptions",
+        "codec", "group", "sending", "subscriptions",
     )  # fmt: skip
 
     def __init__(self, shell: WebSocketShell, on_moved: Callable[[Subscription], None]) -> None:
         """`on_moved`: a subscription, still in its place but closed, has to go on in another feed."""
         self._on_moved = on_moved
+        self.group = new_group()
         self.codec: Codec = JSON
         self.subscriptions: dict[str, Subscription] = {}
         self.sending: dict[tuple[str, str], str | None] = {}

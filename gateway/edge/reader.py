@@ -8,7 +8,7 @@ from typing import Self
 
 from gateway.edge.answers import moved
 from gateway.edge.bell import Bell
-from gateway.logs.cursor import Cursor
+from gateway.logs.cursor import Cursor, new_group
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
@@ -27,7 +27,7 @@ class Reader:
         self._feeds = feeds
         self._bell = Bell()
         self._gone = False
-        self.cursor = Cursor(feed, position, self._bell.ring)
+        self.cursor = Cursor(feed, position, self._bell.ring, new_group())
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +75,7 @@ class Reader:
                 await asyncio.sleep(LOG_RETRY_S)
                 continue
             old.close()
-            self.cursor = Cursor(feed, position, self._bell.ring)
+            self.cursor = Cursor(feed, position, self._bell.ring, new_group())
             return snapshot
         return None
 

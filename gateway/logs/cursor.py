@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 from gateway.logs.feed import Feed
 from gateway.logs.log import Position
 from gateway.logs.slices import Slice
+
+new_group = count(1).__next__
 
 
 def _nobody() -> None:
@@ -16,13 +19,15 @@ def _nobody() -> None:
 class Cursor:
     """A reader's place in a feed: all that the gateway keeps for a reader. Cheap, and the same for every transport.
 
-    `wake` is called, on the event loop, whenever there may be something new; it must not raise.
+    `wake` is called, on the event loop, whenever there may be something new; it must not raise. Cursors of one
+    `group` belong to one connection: what wakes them at the same time goes out in one write.
     """
 
-    __slots__ = ("feed", "position", "wake")
+    __slots__ = ("feed", "group", "position", "wake")
 
-    def __init__(self, feed: Feed, position: Position, wake: Callable[[], None]) -> None:
+    def __init__(self, feed: Feed, position: Position, wake: Callable[[], None], group: int = 0) -> None:
         self.feed = feed
+        self.group = group
         self.position = position
         self.wake = wake
         feed.attach(self)

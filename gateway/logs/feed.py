@@ -51,6 +51,9 @@ _NEVER = Metadata(timestamp=0)
 class Woken(Protocol):
     """What a feed needs of a cursor."""
 
+    group: int
+    """Which connection it belongs to."""
+
     def wake(self) -> None:
         """There may be something new. Called on the event loop; must not raise."""
         ...
@@ -428,6 +431,11 @@ class Feed:
         if self.visible > self.tail_start:
             return Position(self.visible, self.tail[self.visible - self.tail_start - 1].epoch)
         return Position(self.visible, self.committed_epoch)
+
+    @property
+    def group(self) -> int:
+        """Of who reads it, or, with no reader here, a number that spreads as well."""
+        return self.cursors[0].group if self.cursors else hash(self.key)
 
     def attach(self, cursor: Woken) -> None:
         self.cursors = (*self.cursors, cursor)

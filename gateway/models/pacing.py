@@ -9,6 +9,9 @@ from typing import Protocol
 TICK_S = 0.005
 """Times are rounded up to this, so that what is due at about the same time is read in one turn of the loop."""
 
+ROUNDING = 0.01
+"""Of a tick: a time that is meant to be on one isn't moved to the next by its last digits."""
+
 
 class Paced(Protocol):
     def poll(self) -> None:
@@ -28,7 +31,7 @@ class Pacer:
 
     def later(self, paced: Paced, seconds: float) -> None:
         """Polls `paced` once, `seconds` from now or up to a tick later."""
-        tick = math.ceil((self._loop.time() + seconds) / TICK_S)
+        tick = math.ceil((self._loop.time() + seconds) / TICK_S - ROUNDING)
         due = self._due.get(tick)
         if due is None:
             due = self._due[tick] = []

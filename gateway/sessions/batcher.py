@@ -6,12 +6,22 @@ its oldest character is `max_s` old (a timer's job: see `due_at`), and before an
 What isn't read yet costs nothing. So the batcher also tells when reading again is worth while: when `max_chars`
 should be there at the pace of the text so far, and `max_s` after the last read at the latest. What such a late read
 brings has waited already, and goes out at once.
+
+Late reads are due on a grid: at multiples of `max_s`, of a half, a quarter or an eighth of it, whatever is the least
+that lets `max_chars` come together. So those that have a phase in common, as the conversations of one connection
+have, are due together, and what they bring goes out in one write.
 """
 
 from __future__ import annotations
 
+import math
+
 KEPT = 0.75
 """What of the past counts beside each new read in the measured pace."""
+FINEST = 8
+"""Parts of `max_s` in the finest grid."""
+ROUNDING = 0.01
+"""Of a step: who reads on the grid isn't due at once again because of the last digits of the time."""
 LATE_S = 0.002
 """Text that may have waited for so long before it was read comes from a late read."""
 
@@ -63,8 +73,13 @@ class Batcher:
         self._held_chars, self.due_at, self._late = 0, None, False
         return text
 
-    def unread_s(self) -> float:
-        """For how long nothing need be read, from the last read on."""
+    def unread_s(self, now: float, phase_s: float) -> float:
+        """For how long nothing need be read. `phase_s` moves the grid."""
         if not self._chars:
             return 0.0
-        return min(self._max_s, self._seconds / self._chars * (self._max_chars - self._held_chars))
+        full_s = self._seconds / self._chars * (self._max_chars - self._held_chars)
+        step_s, least_s = self._max_s, self._max_s / FINEST
+        while step_s > least_s and full_s <= step_s / 2:
+            step_s /= 2
+        steps = (now - phase_s) / step_s + 1
+        return math.floor(steps + ROUNDING) * step_s + phase_s - now

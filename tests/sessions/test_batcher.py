@@ -61,30 +61,46 @@ def test_what_has_waited_to_be_read_goes_out_at_once() -> None:
     assert fed(batcher, "c", 1.08) == ""
 
 
+def paced(every_s: float, piece: str) -> Batcher:
+    """One that has seen text at a steady pace, up to time 10."""
+    batcher = Batcher(10, 0.08)
+    assert batcher.unread_s(9.0, 0.0) == 0.0  # no pace is known yet
+    for back in range(8, -1, -1):
+        fed(batcher, piece, 10 - back * every_s, since=10 - (back + 1) * every_s)
+    return batcher
+
+
 @pytest.mark.parametrize(
     ("every_s", "piece", "unread_s"),
     [
         pytest.param(0.02, "12345", 0.04, id="ten characters are there after two pieces"),
-        pytest.param(0.002, "12345", 0.004, id="a fast model"),
-        pytest.param(0.02, "1", 0.05, id="never longer than the batch may wait"),
-        pytest.param(1.0, "1234", 0.05, id="a slow model"),
+        pytest.param(0.03, "12345", 0.08, id="and not after 40 ms"),
+        pytest.param(0.002, "12345", 0.01, id="a fast model"),
+        pytest.param(0.0001, "12345", 0.01, id="never more often than this"),
+        pytest.param(0.02, "1", 0.08, id="never later than the batch may wait"),
+        pytest.param(1.0, "1234", 0.08, id="a slow model"),
     ],
 )
 def test_when_reading_is_worth_while(every_s: float, piece: str, unread_s: float) -> None:
-    batcher = Batcher(10, 0.05)
-    assert batcher.unread_s() == 0.0  # no pace is known yet
-    now = 10.0
-    for _ in range(8):
-        fed(batcher, piece, now, since=now - every_s)
-        now += every_s
-    assert batcher.unread_s() == pytest.approx(unread_s)
+    assert paced(every_s, piece).unread_s(10.0, 0.0) == pytest.approx(unread_s)
 
 
 def test_what_is_held_makes_the_next_read_come_sooner() -> None:
-    batcher = Batcher(10, 0.05)
+    batcher = Batcher(10, 0.08)
+    fed(batcher, "12345", 9.98)
     fed(batcher, "12345", 10.0)
-    fed(batcher, "12345", 10.02)
-    assert batcher.unread_s() == pytest.approx(0.02)
+    assert batcher.unread_s(10.0, 0.0) == pytest.approx(0.02)
+
+
+@given(st.floats(0, 0.08), st.floats(0, 0.08), st.integers(0, 1000))
+def test_those_with_a_phase_in_common_are_due_together(one: float, other: float, group: int) -> None:
+    """Whenever they were read last, and at whatever pace, the slower one's time is a time of the faster one."""
+    phase_s = group * 0.005
+    slow, fast = paced(0.03, "12345"), paced(0.02, "12345")
+    due = [10 + one + slow.unread_s(10 + one, phase_s), 10 + other + fast.unread_s(10 + other, phase_s)]
+    apart = (due[0] - due[1]) / 0.04
+    assert apart == pytest.approx(round(apart), abs=1e-6)
+    assert all(0 < at - began <= 0.081 for at, began in zip(due, (10 + one, 10 + other), strict=True))
 
 
 @given(
@@ -101,7 +117,7 @@ def test_all_text_in_order_and_never_too_much_held(steps: list[tuple[str, float]
         else:
             given_so_far += step[0]
             sent += fed(batcher, step[0], now, since=now - step[1])
-            assert 0 <= batcher.unread_s() <= 0.05
+            assert 0 <= batcher.unread_s(now, 0.0) <= 0.0505
         held = given_so_far[len(sent) :]
         assert given_so_far.startswith(sent)
         assert len(held) < max_chars
