@@ -9,7 +9,8 @@ brings has waited already, and goes out at once.
 
 Late reads are due on a grid: at multiples of `max_s`, of a half, a quarter or an eighth of it, whatever is the least
 that lets `max_chars` come together. So those that have a phase in common, as the conversations of one connection
-have, are due together, and what they bring goes out in one write.
+have, are due together, and what they bring goes out in one write. Other groups of conversations have other phases, so
+that not all are due in the same moment.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ FINEST = 8
 """Parts of `max_s` in the finest grid."""
 ROUNDING = 0.01
 """Of a step: who reads on the grid isn't due at once again because of the last digits of the time."""
+PHASES, PHASE_S = 16, 0.005
+"""So many are told apart, and so far apart they are."""
 LATE_S = 0.002
 """Text that may have waited for so long before it was read comes from a late read."""
 
@@ -73,10 +76,12 @@ class Batcher:
         self._held_chars, self.due_at, self._late = 0, None, False
         return text
 
-    def unread_s(self, now: float, phase_s: float) -> float:
-        """For how long nothing need be read. `phase_s` moves the grid."""
+    def unread_s(self, now: float, group: int) -> float:
+        """For how long nothing need be read: 0, or more than 0 and about `max_s` at most. Those of a `group`, any
+        number, have their phase in common."""
         if not self._chars:
             return 0.0
+        phase_s = group % PHASES * PHASE_S
         full_s = self._seconds / self._chars * (self._max_chars - self._held_chars)
         step_s, least_s = self._max_s, self._max_s / FINEST
         while step_s > least_s and full_s <= step_s / 2:

@@ -27,8 +27,6 @@ from protocol.frames import FinishReason, Usage
 ATTEMPTS = 3
 _STREAMING = State.STREAMING
 RETRY_BASE_S = 0.5
-PHASE_S = 0.005
-"""Between the late reads for one connection and those for the next: not all of them are due in the same moment."""
 
 log_lines = structlog.get_logger(__name__)
 
@@ -155,7 +153,7 @@ class Generation:
         feed = self._owner.feed
         if not feed.has_room:
             return math.inf
-        return batcher.unread_s(now, feed.group * PHASE_S) if batcher is not None and pieces else 0.0
+        return batcher.unread_s(now, feed.group) if batcher is not None and pieces else 0.0
 
     async def room(self) -> None:
         """While the log can't be written it is no fault of the model that it isn't heard."""
