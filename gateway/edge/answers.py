@@ -8,7 +8,7 @@ from gateway.logs.cursor import Cursor
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
-from gateway.sessions.pool import log_unreadable
+from gateway.sessions.refusals import log_unreadable
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import Error, ErrorBody, Message, Snapshot
 

@@ -25,7 +25,7 @@ from gateway.edge.principal import Authenticator
 from gateway.edge.reply import Gone, reply_to
 from gateway.edge.sse import EventStream, after_turn, when_idle
 from gateway.logs.log import ANY_EPOCH, Key, LogUnavailable, Position
-from gateway.sessions.pool import log_unreadable
+from gateway.sessions.refusals import log_unreadable
 from gateway.sessions.router import Router
 from gateway.sessions.session import new_id
 from gateway.settings import Limits

@@ -23,8 +23,9 @@ from gateway.logs.feeds import Elsewhere
 from gateway.logs.journal import Journal
 from gateway.logs.log import Key, LogUnavailable, Position
 from gateway.logs.nodes import NodeGone, RequestFailed
-from gateway.sessions.pool import SessionPool, log_unreadable
-from gateway.sessions.session import Acknowledged, Outcome, Stopping, new_id
+from gateway.sessions.pool import SessionPool
+from gateway.sessions.refusals import Stopping, log_unreadable
+from gateway.sessions.session import Acknowledged, Outcome, new_id
 from protocol.codes import ErrorCode, Refusal
 from protocol.fold import TurnFold
 from protocol.frames import ChatMessage

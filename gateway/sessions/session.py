@@ -17,6 +17,7 @@ from gateway.context.manager import Compaction
 from gateway.logs.feed import Feed
 from gateway.sessions.calls import WholeCall, approval, same_json
 from gateway.sessions.generation import Engine
+from gateway.sessions.refusals import Stopping
 from gateway.sessions.states import Event
 from gateway.sessions.turn import TurnRun
 from protocol.codes import ErrorCode, Refusal
@@ -60,13 +61,6 @@ class Outcome(NamedTuple):
     outcome: Literal["stopped", "already_done", "not_found"]
     turn_id: str | None
     seq: int
-
-
-class Stopping(Refusal):
-    """This node begins nothing new; another one will."""
-
-    def __init__(self) -> None:
-        super().__init__(ErrorCode.OVERLOADED, "This node is about to stop. Connect again and resend.", retry_after_s=1)
 
 
 class Session:

@@ -89,7 +89,7 @@ def take_over(node: Node, *entries: Entry) -> None:
     assert isinstance(node.log, FaultLog)
     if entries:
         assert node.log._commit(Append(KEY, Position(entries[0].seq - 1, 0), entries))
-    node.pool._drop(session)
+    node.pool.drop(session)
 
 
 async def test_an_answer_that_never_comes_isnt_taken_for_another_one() -> None:

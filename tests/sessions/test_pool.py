@@ -16,7 +16,7 @@ from gateway.logs import writer as writers
 from gateway.logs.log import Key, LogUnavailable, Position
 from gateway.logs.memory import MemoryLog
 from gateway.models.model import Finish
-from gateway.sessions import pool as pools
+from gateway.sessions import deletion, leaving
 from protocol.codes import Refusal
 from protocol.frames import Done, Entry, Token
 from tests.support.faults import FaultLog
@@ -152,15 +152,15 @@ async def test_those_at_the_front_that_are_busy_dont_keep_the_others() -> None:
         await node.send("hangs")
         for number in range(3):
             await node.pool.session(Key("o", f"c{number}"))
-        assert next(iter(node.pool._sessions)) == KEY
+        assert next(iter(node.pool.held)) == KEY
         assert node.pool.evict(FOREVER) == 3
-        assert list(node.pool._sessions) == [KEY]
+        assert list(node.pool.held) == [KEY]
 
 
 async def test_the_sweep_evicts_and_survives_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_node(short(), session_idle_s=0.05, retention_s=1) as node:
         with structlog.testing.capture_logs() as lines:
-            monkeypatch.setattr(node.pool, "expire", lambda _: 1 / 0)
+            monkeypatch.setattr(node.pool.deletion, "expire", lambda _: 1 / 0)
             await node.ask()
             async with asyncio.timeout(5):
                 while node.pool.sessions or not lines:
@@ -239,7 +239,7 @@ async def test_a_conversation_that_begins_anew_has_another_epoch() -> None:
 
 
 async def test_two_deletions_at_once_dont_erase_what_begins_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "DELETE_GRACE_S", 0.02)
+    monkeypatch.setattr(deletion, "GRACE_S", 0.02)
     async with running_node(short()) as node:
         await node.ask()
         await idle(node)
@@ -265,7 +265,7 @@ async def test_two_deletions_at_once_dont_erase_what_begins_after_them(monkeypat
 
 
 async def test_what_comes_during_a_deletion_waits_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "DELETE_GRACE_S", 0.02)
+    monkeypatch.setattr(deletion, "GRACE_S", 0.02)
     async with running_node(hanging()) as node:
         session, _ = await node.send("old")
         await read_until(session, 0, is_token)
@@ -295,8 +295,8 @@ async def test_a_deletion_goes_on_when_its_caller_leaves() -> None:
 
 
 async def test_a_deletion_that_the_log_refuses_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "DELETE_WAIT_S", 0.05)
-    monkeypatch.setattr(pools, "ERASE_RETRY_S", 0.01)
+    monkeypatch.setattr(deletion, "WAIT_S", 0.05)
+    monkeypatch.setattr(deletion, "RETRY_S", 0.01)
     async with running_node(short()) as node:
         await node.ask()
         erase, down = node.log.erase, asyncio.Event()
@@ -319,7 +319,7 @@ async def test_a_deletion_that_the_log_refuses_goes_on_by_itself(monkeypatch: py
 
 
 async def test_closing_doesnt_wait_for_a_deletion_that_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "CLOSE_WITHIN_S", 0.02)
+    monkeypatch.setattr(leaving, "CLOSE_WITHIN_S", 0.02)
     log = FaultLog()
     async with asyncio.timeout(10):
         async with running_node(hanging(), log) as node:
@@ -342,7 +342,7 @@ async def test_expired_conversations_go_and_their_readers_are_told() -> None:
         await idle(node)
         session = await node.pool.session(KEY)
         with Reader(feeds_of(session.feed), session.feed, session.feed.head()) as reader:
-            await node.pool.expire(-10)
+            await node.pool.deletion.expire(-10)
             async with asyncio.timeout(5):
                 assert [made.frames async for made in reader.slices(60)] == [[]]
         assert (node.pool.sessions, session.feed.fenced, session.feed.deleted) == (0, True, True)
@@ -369,7 +369,7 @@ async def test_what_began_anew_during_an_expiry_lives(monkeypatch: pytest.Monkey
             return expired
 
         monkeypatch.setattr(node.log, "expire", slowly)
-        await node.pool.expire(-10)
+        await node.pool.deletion.expire(-10)
         assert old_feed.fenced
         again = await node.pool.session(KEY)
         assert not again.feed.fenced

@@ -168,11 +168,11 @@ async def rest(session: Session, done: Acknowledged) -> tuple[list[Entry], Done 
 
 async def lose(node: Node) -> MemoryLog:
     """The node dies: its tasks end, and nothing more is appended by them. Returns its log."""
-    for session in node.pool._sessions.values():
+    for session in node.pool.held.values():
         await session.feed.when_committed(session.feed.seq)
-    for task in list(node.pool._runs):
+    for task in list(node.pool.runs):
         task.cancel()
-    for session in node.pool._sessions.values():
+    for session in node.pool.held.values():
         session.draining, session.run = True, None
     await asyncio.sleep(0)
     assert isinstance(node.log, MemoryLog)

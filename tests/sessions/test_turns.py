@@ -354,9 +354,9 @@ async def test_rounds_are_bounded() -> None:
 
 async def lose(node: Node) -> None:
     """The node dies: its tasks end, and nothing more is appended by them."""
-    for task in list(node.pool._runs):
+    for task in list(node.pool.runs):
         task.cancel()
-    for session in node.pool._sessions.values():
+    for session in node.pool.held.values():
         session.draining, session.run = True, None
     await asyncio.sleep(0)
 
