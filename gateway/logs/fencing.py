@@ -39,12 +39,12 @@ def takes(head: Head, append: Append) -> bool:
     return epoch > head.epoch if head.stale else epoch >= head.epoch
 
 
-def simply_continues(head: Head, append: Append) -> bool:
-    """Whether `append` is nothing but tokens that follow `head` in its epoch: what `check`, `takes` and `only_tokens`
-    say of it, in one look, as nearly all appends are that."""
-    seq, epoch = append.after
-    if seq != head.seq or epoch != head.epoch or head.stale or not seq:
-        return False
+def simply_continues(seq: int, epoch: int, append: Append) -> int:
+    """Where `append` ends if it is nothing but tokens that follow entry `seq` in its epoch: what `check`, `takes` and
+    `only_tokens` say of a head that isn't stale, in one look, as nearly all appends are that. Else 0."""
+    after_seq, after_epoch = append.after
+    if after_seq != seq or after_epoch != epoch or not seq:
+        return 0
     conversation_id = append.key.conversation_id
     for entry in append.entries:
         seq += 1
@@ -54,8 +54,8 @@ def simply_continues(head: Head, append: Append) -> bool:
             or entry.epoch != epoch
             or entry.conversation_id != conversation_id
         ):
-            return False
-    return seq > head.seq
+            return 0
+    return seq if seq > after_seq else 0
 
 
 def may_be_stored(head: Head, append: Append) -> bool:

@@ -16,7 +16,8 @@ from gateway.logs.segment import SegmentError
 
 APPLICATION_ID = 0x436F6E76
 """In the file's header: this database is ours ("Conv")."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""In schema 1 all of `recent` moved to segments at once, so that no row held anything that is in a segment, too."""
 WAL_LIMIT_BYTES = 16 << 20
 """The write-ahead log is cut back to this after a checkpoint."""
 BUSY_S = 5.0
@@ -52,7 +53,7 @@ CREATE TABLE segments (
 ) WITHOUT ROWID;
 CREATE TABLE recent (
     id INTEGER PRIMARY KEY,
-    appends BLOB NOT NULL         -- MessagePack [[conversation, first_seq, epoch, segment], ...]: one commit
+    appends BLOB NOT NULL         -- one commit, or what is left of one; see packed.py
 );
 """
 
@@ -142,6 +143,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
             f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
+    elif version < SCHEMA_VERSION:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def pragma(db: sqlite3.Connection, name: str) -> int | str:

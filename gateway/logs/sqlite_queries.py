@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
 
 from gateway.logs import segment
 from gateway.logs.log import Key, OpenTurn, Position
+from gateway.logs.packed import Staged, unpack
 from protocol.frames import Entry
 
 _decode_turns = msgspec.msgpack.Decoder(tuple[OpenTurn, ...]).decode
@@ -47,13 +49,35 @@ def find_conversation(db: sqlite3.Connection, key: Key) -> Conversation | None:
     return Conversation(row, epoch, floor, () if turns is None else _decode_turns(turns))
 
 
-def key_of(db: sqlite3.Connection, row: int) -> Key:
+def _key_of(db: sqlite3.Connection, row: int) -> Key:
     return Key(*db.execute("SELECT owner, conversation_id FROM conversations WHERE id = ?", (row,)).fetchone())
 
 
 def last_in_segments(db: sqlite3.Connection, row: int) -> Position | None:
     found = db.execute(_LAST, (row,)).fetchone()
     return None if found is None else Position(*found)
+
+
+def read_recent(db: sqlite3.Connection) -> tuple[dict[int, int], list[tuple[int, Staged]]]:
+    """The bytes of each row of `recent`, and what isn't in segments, too, with its row; of each conversation in order.
+    Only for the one connection that writes. Raises `SegmentError` and `MsgspecError`."""
+    sizes: dict[int, int] = {}
+    keys: dict[int, Key] = {}
+    found: dict[int, list[tuple[int, int, list[Entry]]]] = {}
+    for slot, packed in db.execute("SELECT id, appends FROM recent"):
+        sizes[slot] = len(packed)
+        base, appends = unpack(packed)
+        for stored in appends:
+            row, first_seq = stored.conversation, stored.first_seq
+            key = keys.get(row) or keys.setdefault(row, _key_of(db, row))
+            found.setdefault(row, []).append((first_seq, slot, stored.entries(key.conversation_id, base)))
+    left: list[tuple[int, Staged]] = []
+    for row, some in found.items():
+        last = last_in_segments(db, row)
+        moved = 0 if last is None else last.seq  # up to the end of an append
+        some.sort(key=itemgetter(0))
+        left += ((slot, (row, keys[row], entries)) for first_seq, slot, entries in some if first_seq > moved)
+    return sizes, left
 
 
 def read_segments(db: sqlite3.Connection, key: Key, after: int, limit_bytes: int) -> tuple[list[Entry], bool]:

@@ -1,16 +1,21 @@
 """The blocking half of `SqliteLog`: everything that its writer's thread does, and the reads of its readers.
 
 A commit of a few tokens each for hundreds of conversations would touch one page of every conversation. So it is one
-row in the small table `recent` instead, and what is there is kept in memory, too; when it is `RECENT_BYTES` long, it
-moves to `segments`, where each conversation's entries lie together and the tokens of a turn share a row. (The idea
-of the log-structured merge-tree, O'Neil et al. 1996, with one level.) The row in `conversations` is written only
+row in the table `recent` instead, and what is there is kept in memory, too. From there one conversation after the
+other moves to `segments`, where each one's entries lie together and the tokens of a turn share a row. (The idea of
+the log-structured merge-tree, O'Neil et al. 1996, with one level.) A row whose conversations have all moved is used
+again: so a commit of tokens is one statement, and mostly writes one page. The row in `conversations` is written only
 when turns begin or end, or the epoch changes.
+
+How many conversations a commit moves is in proportion to what it brings and to how far `recent` is over its bound.
+So no commit takes long, and `recent` grows with the conversations that stream: each has a few entries more there when
+it moves than it would have under a fixed bound, and to move it pays. For a turn that ends nothing is gained by
+waiting, so each makes one conversation move.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -19,13 +24,13 @@ import msgspec
 
 from gateway.logs import fencing, segment
 from gateway.logs.log import Append, Head, Key, LogUnavailable
+from gateway.logs.packed import Staged, pack
 from gateway.logs.recent import Recent
 from gateway.logs.sqlite_file import checkpoint, explained, open_database
+from gateway.logs.sqlite_heads import NEW, Heads, Known
 from gateway.logs.sqlite_queries import (
-    find_conversation,
-    key_of,
-    last_in_segments,
     over_since,
+    read_recent,
     read_segments,
     with_open_turns,
 )
@@ -34,21 +39,23 @@ from protocol.frames import Entry
 Synchronous: TypeAlias = Literal["auto", "full", "normal", "off"]
 
 RECENT_BYTES = 256 << 10
-"""Bound of the table `recent`. In memory it is some five times that, as entries are objects there. A larger one makes
-larger segments, but a commit that moves it takes longer: some 5 ms at this size with 100 conversations, 20 ms with
-1,000."""
+"""Up to here nothing moves. In memory it is some five times that, as entries are objects there, but those of running
+turns are shared with their feeds."""
+RECENT_GROWTH = 32
+"""At so many times `RECENT_BYTES` more, a conversation moves for every append that comes: it can't grow further. 100
+conversations of one token each make it 1.2 times as large, 1,000 some 2.6 and 10,000 some 6 times."""
+APPEND_BYTES = 1024
+"""Larger appends count as several, so that what is bounded is bytes, too."""
+MOVE_AT_ONCE = 16
+"""So many conversations make a commit of tokens more than one statement."""
 SEGMENT_BYTES = 16 << 10
 """Content of one segment, but for an entry that is larger on its own: what a read at most decodes in vain."""
-HEADS = 16384
-"""Conversations whose head is remembered; for others it is looked up again (two index searches)."""
 EXPIRE_AT_ONCE = 100
 """Conversations erased in one transaction, between which commits get their turn."""
+KEPT_AT_ONCE = 64
+"""Appends in a row of `recent` that is written anew."""
 
-_StoredAppend: TypeAlias = tuple[int, int, int, bytes]
 _encode = msgspec.msgpack.Encoder().encode
-_decode_appends = msgspec.msgpack.Decoder(list[_StoredAppend]).decode
-_NEW = 0
-"""The row id of a conversation without a row."""
 
 _SAVE_CONVERSATION = """
 INSERT INTO conversations (id, owner, conversation_id, epoch, floor, open_turns, updated_ms, erased)
@@ -56,16 +63,18 @@ VALUES (?, ?, ?, ?, ?, ?, ?, 0)
 ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch, floor = excluded.floor, open_turns = excluded.open_turns,
     updated_ms = excluded.updated_ms, erased = 0
 """
+_KEEP = "INSERT OR REPLACE INTO recent (id, appends) VALUES (?, ?)"
+_UPDATED = "UPDATE conversations SET updated_ms = ? WHERE owner = ? AND conversation_id = ?"
+_MOVE = "INSERT INTO segments (conversation, last_seq, first_seq, epoch, entries) VALUES (?, ?, ?, ?, ?)"
 
 
 class _Work:
-    """What one commit is about to write. Dropped when that fails, so that nothing has to be undone."""
+    """What one commit is about to write."""
 
     def __init__(self) -> None:
-        self.heads: dict[Key, tuple[int, Head]] = {}
-        self.appends: list[tuple[int, Append]] = []
-        self.changed: dict[Key, Append] = {}
-        """Conversations whose row has to be written, with their last append."""
+        self.staged: list[Staged] = []
+        self.changed: dict[Key, tuple[Known, Entry]] = {}
+        """Conversations whose row has to be written, with their last entry."""
         self.durable = False
         """It holds more than tokens."""
 
@@ -78,21 +87,22 @@ class Store:
         self._synchronous = synchronous
         self._level = "FULL"
         self._recent = recent
-        self._heads: OrderedDict[Key, tuple[int, Head]] = OrderedDict()
         self._next_id = 1
+        self._moves_due = 0.0
         self._in_doubt = False
-        """A transaction failed: what is in memory is read from the file again before anything is done."""
+        """Something failed: what is in memory is read from the file again before anything is done."""
         self._failing = False
         """Nothing was written since a transaction failed."""
         self._inode = 0
         self.db = open_database(path)
+        self._heads = Heads(self.db, recent)
         try:
-            self.unclean, self._floor = self._start()
+            self.unclean = self._start()
         except BaseException:
             self.db.close()
             raise
 
-    def _start(self) -> tuple[bool, int]:
+    def _start(self) -> bool:
         """Counts an unclean stop, and marks this run unclean until `close` says otherwise.
 
         Both marks are synced whatever the mode: an unclean stop that nobody noticed would let epochs be used twice.
@@ -103,17 +113,17 @@ class Store:
         floor += not clean
         with self._transaction("FULL"):
             self.db.execute("UPDATE meta SET clean = 0, floor = ?", (floor,))
+        self._heads.floor = floor
         self._recover()
-        return not clean, floor
+        return not clean
 
     def close(self) -> None:
         """Marks a clean stop. The connection is closed in any case."""
         try:
             self._mend()
             with self._transaction("FULL"):
-                self._flush()
                 self.db.execute("UPDATE meta SET clean = 1")
-            self._recent.clear(erased=False)
+            self._recent.load({}, ())
             with explained(self._path):
                 checkpoint(self.db)
         finally:
@@ -123,33 +133,46 @@ class Store:
 
     def commit(self, batch: Sequence[Append]) -> list[bool]:
         self._mend()
+        self._in_doubt = True  # heads are ahead until all is written
         work = _Work()
+        verdicts: list[bool] = []
+        get, staged = self._heads.get, work.staged
         with explained(self._path):
-            verdicts = [self._stage(append, work) for append in batch]
-        if work.appends:
-            self._write(work)
+            for append in batch:
+                known = get(append.key)
+                if (
+                    known is not None
+                    and not known.stale
+                    and (end := fencing.simply_continues(known.seq, known.epoch, append))
+                ):
+                    known.seq = end
+                    staged.append((known.row, append.key, append.entries))
+                    verdicts.append(True)
+                else:
+                    verdicts.append(self._stage(append, work))
+            if staged:
+                self._write(work)
+        self._in_doubt = False
         return verdicts
 
     def _stage(self, append: Append, work: _Work) -> bool:
         key = append.key
-        row, head = work.heads.get(key) or self._heads.get(key) or self._find(key)
-        if fencing.simply_continues(head, append):
-            work.heads[key] = row, Head(append.entries[-1].seq, head.epoch, False, head.open_turns)
-            work.appends.append((row, append))
-            return True
+        known = self._heads.find(key)
+        head = known.head()
         fencing.check(append)
         if not fencing.takes(head, append):
             return fencing.may_be_stored(head, append) and self._is_stored(append, work)
         plain = fencing.only_tokens(append.entries)
         after = fencing.advanced(head, append, plain=plain)
-        if row == _NEW:
-            row, self._next_id = self._next_id, self._next_id + 1
+        if known.row == NEW:
+            known.row, self._next_id = self._next_id, self._next_id + 1
+            self._heads.remember(key, known)
         if head.seq == 0 or after.epoch != head.epoch or after.open_turns != head.open_turns:
-            work.changed[key] = append
+            work.changed[key] = known, append.entries[-1]
             plain = False
         work.durable = work.durable or not plain
-        work.heads[key] = row, after
-        work.appends.append((row, append))
+        known.advance(after)
+        work.staged.append((known.row, key, append.entries))
         return True
 
     def _is_stored(self, append: Append, work: _Work) -> bool:
@@ -158,87 +181,76 @@ class Store:
         limit_bytes = sum(map(segment.content_bytes, append.entries))
         found, _ = read_segments(self.db, key, after, limit_bytes)
         later = self._recent.after(key, after, count)
-        for _, staged in work.appends:
-            if staged.key == key:
-                later += staged.entries
+        for _, staged_key, entries in work.staged:
+            if staged_key == key:
+                later += entries
         found += (entry for entry in later if entry.seq > after + len(found))
         return found[:count] == list(append.entries)
 
     def _write(self, work: _Work) -> None:
-        stored = [
-            (row, append.entries[0].seq, append.entries[0].epoch, segment.encode(append.entries))
-            for row, append in work.appends
-        ]
-        packed = _encode(stored)
-        flush = self._recent.bytes + len(packed) > RECENT_BYTES
-        with self._transaction(self._level_for(durable=work.durable)):
-            if flush:
-                self._flush()
-            for key, append in work.changed.items():
-                self._save(key, *work.heads[key], append.entries[-1])
-            self.db.execute("INSERT INTO recent (appends) VALUES (?)", (packed,))
+        packed = pack(work.staged)
+        count = self._moves(work, len(packed))
+        moving = self._recent.oldest(count) if count else []
+        row = self._recent.take_slot(), packed
+        level = self._level_for(durable=work.durable)
+        if moving or work.changed:
+            with self._transaction(level):
+                self._move(moving)
+                for key, (known, last) in work.changed.items():
+                    self._save(key, known, last)
+                self.db.execute(_KEEP, row)
+        else:
+            self._failing = True
+            self._sync_as(level)
+            self.db.execute(_KEEP, row)  # a transaction by itself
         self._failing = False
-        if flush:
-            self._forget_idle([key for key, _ in self._recent.all()])
-        self._recent.add([(append.key, append.entries) for _, append in work.appends], len(packed), afresh=flush)
-        for key in work.changed:
-            self._remember(key, work.heads[key])
-        self._heads.update(work.heads)  # those that are there already keep their age
+        if moving:
+            self._recent.drop(moving)
+            self._heads.forget_idle(key for key, _ in moving)
+        self._recent.add(row[0], len(packed), work.staged)
+        for key, (known, _) in work.changed.items():
+            self._heads.remember(key, known)
+        self._heads.trim()
 
-    def _save(self, key: Key, row: int, head: Head, last: Entry) -> None:
-        turns = _encode(head.open_turns) if head.open_turns else None
-        self.db.execute(_SAVE_CONVERSATION, (row, *key, head.epoch, self._floor, turns, _timestamp(last)))
+    def _save(self, key: Key, known: Known, last: Entry) -> None:
+        turns = _encode(known.open_turns) if known.open_turns else None
+        self.db.execute(_SAVE_CONVERSATION, (known.row, *key, known.epoch, self._heads.floor, turns, _timestamp(last)))
 
-    def _flush(self) -> None:
-        """Moves `recent` to segments, within a transaction; the caller drops it from memory after the commit."""
-        for key, entries in self._recent.all():
-            row, head = self._find(key)
+    # ------------------------------------------------------------ moving to segments
+
+    def _moves(self, work: _Work, size_bytes: int) -> int:
+        """How many conversations move with a commit of so much."""
+        over = self._recent.bytes / RECENT_BYTES - 1
+        if over <= 0:
+            self._moves_due = 0.0
+            return 0
+        self._moves_due += (len(work.staged) + size_bytes / APPEND_BYTES) * over / RECENT_GROWTH
+        self._moves_due += sum(not known.open_turns for known, _ in work.changed.values())
+        if self._moves_due < MOVE_AT_ONCE and not work.changed:
+            return 0
+        count = int(self._moves_due)
+        self._moves_due -= count
+        return count
+
+    def _move(self, moving: Iterable[tuple[Key, Sequence[Entry]]]) -> None:
+        """Within a transaction; the caller drops it from memory after the commit."""
+        for key, entries in moving:
+            known = self._heads.find(key)
             for piece in segment.split(entries, SEGMENT_BYTES):
-                self.db.execute(
-                    "INSERT INTO segments (conversation, last_seq, first_seq, epoch, entries) VALUES (?, ?, ?, ?, ?)",
-                    (row, piece[-1].seq, piece[0].seq, piece[0].epoch, segment.encode(piece)),
-                )
-            if not head.open_turns:  # else the end of the turn will tell
+                first, last = piece[0], piece[-1]
+                self.db.execute(_MOVE, (known.row, last.seq, first.seq, first.epoch, segment.encode(piece)))
+            if not known.open_turns:  # else the end of the turn will tell
                 updated_ms = _timestamp(entries[-1])
-                self.db.execute("UPDATE conversations SET updated_ms = ? WHERE id = ?", (updated_ms, row))
-        self.db.execute("DELETE FROM recent")
+                self.db.execute("UPDATE conversations SET updated_ms = ? WHERE id = ?", (updated_ms, known.row))
 
     # ------------------------------------------------------------ heads
 
     def head(self, key: Key) -> Head:
         self._mend()
         with explained(self._path):
-            return self._find(key)[1]
-
-    def _find(self, key: Key) -> tuple[int, Head]:
-        found = self._heads.get(key)
-        if found is None:
-            found = self._load(key)
-            if found[0] != _NEW:
-                self._remember(key, found)
-        return found
-
-    def _remember(self, key: Key, found: tuple[int, Head]) -> None:
-        self._heads[key] = found
-        self._heads.move_to_end(key)
-        while len(self._heads) > HEADS:
-            self._heads.popitem(last=False)
-
-    def _forget_idle(self, keys: Iterable[Key]) -> None:
-        """Conversations without open turns may stay so for days; their next message looks the head up."""
-        for key in keys:
-            found = self._heads.get(key)
-            if found is not None and not found[1].open_turns:
-                del self._heads[key]
-
-    def _load(self, key: Key) -> tuple[int, Head]:
-        found = find_conversation(self.db, key)
-        if found is None:
-            return _NEW, Head()
-        last = self._recent.last(key) or last_in_segments(self.db, found.row)
-        if last is None:
-            return found.row, Head(0, found.epoch, True)
-        return found.row, Head(*last, found.floor < self._floor, found.open_turns)
+            head = self._heads.find(key).head()
+        self._heads.trim()
+        return head
 
     def unfinished(self) -> list[Key]:
         self._mend()
@@ -254,31 +266,45 @@ class Store:
     def expire(self, before_ms: int) -> list[Key]:
         """Erases at most `EXPIRE_AT_ONCE` conversations; none left when it returns fewer."""
         self._mend()
-        if self._recent.bytes:
+        while True:
+            with explained(self._path):
+                keys = over_since(self.db, before_ms, EXPIRE_AT_ONCE)
+            written = {key: _timestamp(last) for key in keys if (last := self._recent.last(key)) is not None}
+            later = [(updated_ms, *key) for key, updated_ms in written.items() if updated_ms >= before_ms]
+            if not later:
+                break
             with self._transaction(self._level_for(durable=False)):
-                self._flush()  # so that `updated_ms` is exact
-            self._recent.clear(erased=False)
-        with explained(self._path):
-            keys = over_since(self.db, before_ms, EXPIRE_AT_ONCE)
+                self.db.executemany(_UPDATED, later)
         if keys:
             self._erase(keys)
         return keys
 
-    def _erase(self, keys: Iterable[Key]) -> None:
-        gone = {}
+    def _erase(self, keys: Collection[Key]) -> None:
+        """Rows of `recent` hold many conversations, and some that have moved: it is written anew without these."""
         with self._transaction(self._level_for(durable=True)):
-            self._flush()
-            for key in keys:
-                row, head = self._find(key)
-                self.db.execute("DELETE FROM segments WHERE conversation = ?", (row,))
+            gone = {key: self._heads.find(key) for key in keys}
+            kept = [
+                (self._heads.find(key).row, key, piece)
+                for key, entries in self._recent.without(gone)
+                for piece in segment.split(entries, SEGMENT_BYTES)
+            ]
+            pieces = [kept[at : at + KEPT_AT_ONCE] for at in range(0, len(kept), KEPT_AT_ONCE)]
+            packed = dict(enumerate(map(pack, pieces), 1))
+            self.db.execute("DELETE FROM recent")
+            self.db.executemany(_KEEP, packed.items())
+            for known in gone.values():
+                self.db.execute("DELETE FROM segments WHERE conversation = ?", (known.row,))
                 self.db.execute(
                     "UPDATE conversations SET epoch = ?, open_turns = NULL, updated_ms = 0, erased = 1 WHERE id = ?",
-                    (head.epoch, row),
+                    (known.epoch, known.row),
                 )
-                gone[key] = row, fencing.erased(head)
-        self._recent.clear(erased=True)
-        for key, found in gone.items():
-            self._remember(key, found)
+        sizes = {slot: len(row) for slot, row in packed.items()}
+        staged = [(slot, one) for slot, piece in enumerate(pieces, 1) for one in piece]
+        self._recent.load(sizes, staged, erased=True)
+        for key, known in gone.items():
+            known.advance(fencing.erased(known.head()))
+            self._heads.remember(key, known)
+        self._heads.trim()
         with explained(self._path):
             checkpoint(self.db)
 
@@ -301,9 +327,7 @@ class Store:
         """One write transaction, synced as `level` says. When it fails it is rolled back, and memory is in doubt."""
         try:
             with explained(self._path):
-                if level != self._level:
-                    self.db.execute(f"PRAGMA synchronous = {level}")
-                    self._level = level
+                self._sync_as(level)
                 self.db.execute("BEGIN IMMEDIATE")
                 yield
                 self.db.execute("COMMIT")
@@ -313,6 +337,12 @@ class Store:
                 if self.db.in_transaction:  # SQLite itself rolls back after some errors
                     self.db.execute("ROLLBACK")
             raise
+
+    def _sync_as(self, level: str) -> None:
+        """From the next transaction on."""
+        if level != self._level:
+            self.db.execute(f"PRAGMA synchronous = {level}")
+            self._level = level
 
     def _level_for(self, *, durable: bool) -> str:
         if self._synchronous == "auto":
@@ -326,18 +356,11 @@ class Store:
 
     def _recover(self) -> None:
         """Makes memory what the file says."""
-        keys: dict[int, Key] = {}
-        appended: list[tuple[Key, list[Entry]]] = []
-        size_bytes = 0
         self._heads.clear()
         with explained(self._path):
-            for (packed,) in self.db.execute("SELECT appends FROM recent ORDER BY id"):
-                size_bytes += len(packed)
-                for row, first_seq, epoch, stored in _decode_appends(packed):
-                    key = keys.get(row) or keys.setdefault(row, key_of(self.db, row))
-                    appended.append((key, segment.decode(stored, key.conversation_id, first_seq, epoch)))
+            sizes, staged = read_recent(self.db)
             self._next_id = 1 + self.db.execute("SELECT coalesce(max(id), 0) FROM conversations").fetchone()[0]
-        self._recent.add(appended, size_bytes, afresh=True)
+        self._recent.load(sizes, staged)
 
 
 def _timestamp(entry: Entry) -> int:

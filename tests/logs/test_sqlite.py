@@ -69,6 +69,19 @@ def store_of(log: SqliteLog) -> Store:
     return log._store
 
 
+async def move_all(log: SqliteLog) -> None:
+    """To segments."""
+    store = store_of(log)
+
+    def move() -> None:
+        moving = store._recent.oldest(1 << 30)
+        with store._transaction("NORMAL"):
+            store._move(moving)
+        store._recent.drop(moving)
+
+    await log._on_writer(move)
+
+
 def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -244,7 +257,7 @@ async def test_a_read_that_began_before_entries_moved_has_them_once(
     log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write(log, START, message(1), token(2))
-    await log.expire(0)
+    await move_all(log)
     await write(log, Position(2, 0), token(3), token(4))
     between = asyncio.Event()
     on_reader = log._on_reader
@@ -252,7 +265,7 @@ async def test_a_read_that_began_before_entries_moved_has_them_once(
     async def later(*args: object) -> object:
         if not between.is_set():
             between.set()
-            await log.expire(0)  # entries 3 and 4 move to segments
+            await move_all(log)  # entries 3 and 4
         return await on_reader(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(log, "_on_reader", later)
@@ -261,7 +274,7 @@ async def test_a_read_that_began_before_entries_moved_has_them_once(
 
 async def test_a_read_that_an_erasure_overtakes_mixes_nothing(log: SqliteLog, monkeypatch: pytest.MonkeyPatch) -> None:
     await write(log, START, message(1), token(2))
-    await log.expire(0)
+    await move_all(log)
     await write(log, Position(2, 0), token(3), token(4))
     anew = [message(1, epoch=9), token(2, epoch=9)]
     between = asyncio.Event()
@@ -272,7 +285,7 @@ async def test_a_read_that_an_erasure_overtakes_mixes_nothing(log: SqliteLog, mo
             between.set()
             await log.erase(A)
             await write(log, START, *anew)
-            await log.expire(0)  # moves them to segments
+            await move_all(log)
         return await on_reader(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(log, "_on_reader", later)
@@ -282,7 +295,7 @@ async def test_a_read_that_an_erasure_overtakes_mixes_nothing(log: SqliteLog, mo
 async def test_many_conversations_fall_out_of_the_cache_of_heads(
     log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.logs.sqlite_store.HEADS", 3)
+    monkeypatch.setattr("gateway.logs.sqlite_heads.HEADS", 3)
     keys = [Key(f"o{number}", "c") for number in range(10)]
     for seq in range(1, 6):
         assert all(await log.commit([Append(key, Position(seq - 1, 0), [token(seq)]) for key in keys]))
@@ -293,14 +306,14 @@ async def test_many_conversations_fall_out_of_the_cache_of_heads(
 async def test_of_a_conversation_where_nothing_goes_on_memory_holds_nothing(
     log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.logs.sqlite_store.RECENT_BYTES", 0)
+    monkeypatch.setattr("gateway.logs.sqlite_store.RECENT_BYTES", 1)
     keys = [Key(f"o{number}", "c") for number in range(5)]
     assert all(await log.commit([Append(key, START, [message(1)]) for key in keys]))
     assert all(await log.commit([Append(key, Position(1, 0), [token(2)]) for key in keys]))
-    assert list(store_of(log)._heads) == keys, "every token needs it"
+    assert list(store_of(log)._heads._known) == keys, "every token needs it"
     assert all(await log.commit([Append(key, Position(2, 0), [done(3)]) for key in keys]))
     await write(log, START, message(1), key=B)
-    assert list(store_of(log)._heads) == [B]
+    assert list(store_of(log)._heads._known) == [B]
     assert await log.commit([Append(keys[0], Position(3, 0), [message(4)])]) == [True]
     assert (await log.head(keys[1])).seq == 3
 
@@ -311,7 +324,7 @@ async def test_erased_content_is_in_no_file(log: SqliteLog, tmp_path: Path) -> N
     for key in (A, B):
         for entry in entries:
             await write(log, Position(entry.seq - 1, 0), entry, key=key)
-    await log.expire(0)  # moves everything to segments
+    await move_all(log)
     await write(log, Position(39, 0), token(40, secret))
     contents = contents_of(tmp_path)
     assert secret.encode() in contents
@@ -330,7 +343,7 @@ async def test_only_commits_of_nothing_but_tokens_wait_for_no_disk(log: SqliteLo
     db = store_of(log).db
 
     def note(statement: str) -> None:
-        if statement.startswith("INSERT INTO recent"):
+        if statement.startswith("INSERT OR REPLACE INTO recent"):
             levels.append(int(sqlite_file.pragma(db, "synchronous")))
 
     db.set_trace_callback(note)
@@ -432,7 +445,7 @@ async def test_ping_notices_that_the_file_was_taken_away(log: SqliteLog, tmp_pat
 async def test_damaged_rows_are_reported_in_one_line(log: SqliteLog, tmp_path: Path, table: str, column: str) -> None:
     await write(log, START, message(1), token(2))
     if table == "segments":
-        await log.expire(0)
+        await move_all(log)
     path = tmp_path / "log.db"
     crashed = as_after_a_crash(path, tmp_path / "copy")
     with sqlite3.connect(tmp_path / "copy" / "log.db") as db:
@@ -467,7 +480,7 @@ def another_programs(path: Path) -> None:
 def a_later_version(path: Path) -> None:
     sqlite_file.open_database(path).close()
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     db.close()
 
 
