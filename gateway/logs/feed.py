@@ -187,7 +187,10 @@ class Feed:
             return []
         if self.stale:
             self.next_position()
-        conversation_id, epoch, metadata, seq = self.key.conversation_id, self.epoch, self.stamp(), self.seq
+        now_ms, metadata = time.time_ns() // 1_000_000, self._metadata
+        if metadata.timestamp != now_ms:
+            metadata = self._metadata = Metadata(timestamp=now_ms)
+        conversation_id, epoch, seq = self.key.conversation_id, self.epoch, self.seq
         tokens: list[Token] = []
         size = 0
         for text in pieces:

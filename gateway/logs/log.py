@@ -10,7 +10,7 @@ of the others. An engine of one process has one node, and every conversation is 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -25,11 +25,17 @@ class Key(NamedTuple):
     conversation_id: str
 
 
-class Position(NamedTuple):
-    """A cursor: `seq` and `epoch` of the last entry that somebody has. (0, 0) is before the first."""
+class Position(Struct, frozen=True, order=True, gc=False):
+    """A cursor: `seq` and `epoch` of the last entry that somebody has. (0, 0) is before the first.
+
+    A struct, since one is made for each slice, and a named tuple is made in Python.
+    """
 
     seq: int
     epoch: int
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.seq, self.epoch))
 
 
 ANY_EPOCH = -1

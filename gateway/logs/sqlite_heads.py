@@ -80,4 +80,4 @@ class Heads:
         at = last_in_segments(self._db, found.row) if last is None else Position(last.seq, last.epoch)
         if at is None:
             return Known(found.row, 0, found.epoch, True)
-        return Known(found.row, *at, found.floor < self.floor, found.open_turns)
+        return Known(found.row, at.seq, at.epoch, found.floor < self.floor, found.open_turns)

@@ -121,7 +121,7 @@ class Answer:
         self._began = True
         self._inflated_bytes = 0
         try:
-            cast("httptools.HttpResponseParser", self._parser).feed_data(data)
+            self._parser.feed_data(data)  # type: ignore[union-attr]  # there is one until the end
             if self._unread:
                 self._head_bytes = 0
             else:

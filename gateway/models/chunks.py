@@ -31,6 +31,7 @@ from protocol.frames import FinishReason, Usage
 MAX_EVENT_BYTES = 1_048_576
 """Of one event, and of a body that is no event stream. Above it the stream has failed."""
 
+_LF = ord("\n")
 _TEXT = -1
 """Beside the indexes of calls: which running text a surrogate half belongs to."""
 
@@ -79,8 +80,8 @@ class ChatStream:
     turns true with the model's own end (a `Finish` was returned), `closed` when nothing that follows matters.
     """
 
-    __slots__ = ("_body", "_calls", "_halves", "_held", "_mending", "_partial", "_seen", "_started", "_upstream",
-                 "_usage", "closed", "failure", "finished")  # fmt: skip
+    __slots__ = ("_body", "_calls", "_halves", "_held", "_mending", "_partial", "_plain", "_seen", "_started",
+                 "_upstream", "_usage", "closed", "failure", "finished")  # fmt: skip
 
     def __init__(self, upstream: failures.Upstream) -> None:
         self.finished = False
@@ -92,6 +93,8 @@ class ChatStream:
         self._partial = bytearray()
         self._held = b""
         self._seen = False
+        self._plain = False
+        """Some text was seen, the last read ended with an event, and nothing needs a second look."""
         self._usage: Any = None
         self._calls = Calls()
         self._mending = False
@@ -99,6 +102,13 @@ class ChatStream:
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that `data` completes; often one, sometimes none."""
+        if self._plain and data.startswith(b"data:") and data.find(b"\n") == len(data) - 2 and data[-1] == _LF:
+            try:  # one whole event, as nearly always
+                text = _decode_text(data[5:]).choices[0].delta.content
+            except (ValueError, RecursionError):
+                pass
+            else:
+                return [text] if text else []
         events: list[Event] = []
         if self.closed:
             return events
@@ -112,10 +122,14 @@ class ChatStream:
                 self._lines(data, events)
         except _MISSHAPEN as error:
             self._fail(error)
+        over = self.finished or self.failure is not None
+        busy = over or self._mending or self._held or self._partial
+        self._plain = self._seen and self._body is None and not busy
         return events
 
     def end(self) -> list[Event]:
         """The bytes are over: what is still due, or `failure` when the answer isn't whole."""
+        self._plain = False
         events: list[Event] = []
         if self.closed:
             return events

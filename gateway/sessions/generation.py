@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import structlog
 
@@ -128,7 +128,7 @@ class Generation:
     def take(self, events: list[ModelEvent], since: float) -> float:
         """One read, made into entries at once, or held by the batcher."""
         state, now, batcher = self._owner.state, self._loop.time(), self._batcher
-        pieces = cast("list[str]", events)
+        pieces: list[str] = events  # type: ignore[assignment]  # as nearly always
         if len(events) > 1 or type(events[0]) is not str:
             pieces = [event for event in events if isinstance(event, str)]
             self._note(events)

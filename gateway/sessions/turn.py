@@ -63,6 +63,7 @@ class TurnRun:
         self.task: asyncio.Task[None] | None = None
         self.unread_since: float | None = None
         """Loop time; the pool keeps it."""
+        self.feed = host.feed
         self._host = host
         self._engine = engine
         self._generation: Generation | None = None
@@ -88,10 +89,6 @@ class TurnRun:
 
     def move(self, event: Event) -> None:
         self.state = after(self.state, event)
-
-    @property
-    def feed(self) -> Feed:
-        return self._host.feed
 
     @property
     def tokens(self) -> int:
