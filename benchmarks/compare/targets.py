@@ -57,6 +57,7 @@ def _cpu(text: str, at_least: float, aim: float, regime: str, entrant: str) -> T
 
 _HUNDRED, _MOST = conversations.regime(100), conversations.regime(10_000)
 _SHORT, _LONG = (resume.regime(missed) for missed in resume.MISSED[-2:])
+_BOTH = (("batching off", "gateway"), ("default batching", "gateway-batched"))
 TARGETS = (
     _cpu("batching off, 100 × 50/s", 6, 10, cpu.SPREAD, "gateway"),
     _cpu("batching off, saturated", 6, 10, cpu.SATURATED, "gateway"),
@@ -64,11 +65,12 @@ TARGETS = (
     _cpu("default batching, saturated", 8, 14, cpu.SATURATED, "gateway-batched"),
     Target("CPU per token against the C relay, saturated, memory:, batching off", 3, 2, "× more",
            _times("cpu_us", "cpu-per-token", cpu.SATURATED, "gateway-memory", "relay"), less_is_better=True),
-    Target("SSE against LiteLLM's proxy, CPU per token", 8, 15, "× less",
-           _times("cpu_us", "sse-vs-ws", sse.SSE, "litellm", "gateway")),
-    *(Target(f"fan-out against Node ws, CPU per delivered token, {readers} readers", 2, 3, "× less",
-             _times("cpu_us", "fan-out", fan_out.regime(readers), "node-fanout", "gateway"))
-      for readers in fan_out.READERS),
+    *(Target(f"SSE against LiteLLM's proxy, CPU per token, {batching}", 8, 15, "× less",
+             _times("cpu_us", "sse-vs-ws", sse.SSE, "litellm", entrant))
+      for batching, entrant in _BOTH),
+    *(Target(f"fan-out against Node ws, CPU per delivered token, {readers} readers, {batching}", 2, 3, "× less",
+             _times("cpu_us", "fan-out", fan_out.regime(readers), "node-fanout", entrant))
+      for readers in fan_out.READERS for batching, entrant in _BOTH),
     Target("p99 added delay against FastAPI, at half of its breaking rate, batching off", 5, 20, "× lower",
            _times("p99_us", "latency", latency.HALF, "fastapi", "gateway")),
     Target("memory of an idle connection", 16, 8, "KiB",

@@ -31,7 +31,7 @@ class FanOut:
     )
 
     def entrants(self, scale: Scale, number: int = 0) -> list[str]:
-        return ["gateway", "node-fanout"]
+        return ["gateway", "gateway-batched", "node-fanout"]
 
     def rounds(self, scale: Scale) -> int:
         return scale.rounds
