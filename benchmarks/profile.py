@@ -49,7 +49,7 @@ def shares(report: str) -> dict[str, float]:
             continue
         name = program.strip()
         group = next((group for group, starts in GROUPS.items() if any(start in name for start in starts)), OTHER)
-        found[group] += float(percent.rstrip("%"))
+        found[group] += float(percent.strip().rstrip("%"))
     return found
 
 

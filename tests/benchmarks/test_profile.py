@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from benchmarks.profile import GROUPS, OTHER, shares
 
+# Some versions of `perf` write a blank after the percent sign.
 REPORT = """
 # Total Lost Samples: 0
 #
 # Overhead;Shared Object
-    51.69%;libpython3.11.so.1.0
+    51.69% ;libpython3.11.so.1.0
     30.10%;[kernel.kallsyms]
      4.00%;loop.cpython-311-x86_64-linux-gnu.so
      3.00%;_core.cpython-311-x86_64-linux-gnu.so
