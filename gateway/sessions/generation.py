@@ -70,7 +70,9 @@ class Generation:
         self._started_at = self._loop.time()
         self._deadline = asyncio.timeout(None)
         self._rearm_at = 0.0
-        chars, held_s = engine.log_settings.batch_chars, engine.log_settings.batch_ms / 1000
+        # Text that isn't read for so long mustn't be taken for a model that is silent.
+        most_s = engine.model_settings.token_timeout_s / 2
+        chars, held_s = engine.log_settings.batch_chars, min(engine.log_settings.batch_ms / 1000, most_s)
         self._batcher = Batcher(chars, held_s) if chars and held_s else None
         self._held_since = 0.0
         self._flush_timer: asyncio.TimerHandle | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.models.model import CallFragment, Finish, ModelError
+from gateway.models.model import CallFragment, Finish, ModelError, ModelRequest, Sink
 from protocol.codes import ErrorCode, Refusal
 from protocol.frames import (
     UNSET,
@@ -254,6 +254,23 @@ async def test_held_text_goes_out_before_calls() -> None:
         frames = await read_until(session, 0, is_call)
         assert kinds(frames) == ["message", "token", "function_call"]
         assert text(frames) == "Let me see"
+
+
+async def test_text_is_never_left_unread_for_as_long_as_a_silent_model_is_waited_for() -> None:
+    class Steady(ScriptedModel):
+        unread_s = 0.0
+
+        async def answer(self, request: ModelRequest, sink: Sink) -> None:
+            loop = asyncio.get_running_loop()
+            for piece in "ab":
+                await asyncio.sleep(0.01)  # else there is no pace to tell from
+                self.unread_s = sink.take([piece], loop.time())
+            sink.take(END, loop.time())
+
+    model = Steady()
+    async with running_node(model, batch_chars=10**9, batch_ms=3_600_000, token_timeout_s=10) as node:
+        await node.ask()
+    assert 0 < model.unread_s < 10
 
 
 # ---------------------------------------------------------------- function calls
