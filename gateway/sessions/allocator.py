@@ -38,7 +38,7 @@ class Trimmer:
 
     def evicted(self, count: int, now: float) -> None:
         if count:
-            if not self._evicted:
+            if self._evicted < LEAST_EVICTED:
                 self._first_at = now
             self._evicted += count
             self._due_at = min(now + SETTLE_S, self._first_at + LONGEST_S)

@@ -42,6 +42,15 @@ async def test_evictions_that_never_end_dont_put_it_off() -> None:
     assert trimmed == [LONGEST_S, 2 * LONGEST_S + 1]
 
 
+async def test_a_few_long_ago_dont_spare_many_their_time_to_settle() -> None:
+    trimmer = Trimmer(lambda pad: 1)
+    trimmer.evicted(1, 0.0)
+    now = LONGEST_S + 10
+    trimmer.evicted(LEAST_EVICTED, now)
+    assert not await trimmer.trim_if_due(now)
+    assert await trimmer.trim_if_due(now + SETTLE_S)
+
+
 async def test_the_platform_s_own() -> None:
     trimmer = Trimmer()
     trimmer.evicted(LEAST_EVICTED, 0.0)
