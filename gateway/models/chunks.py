@@ -123,8 +123,7 @@ class ChatStream:
         except _MISSHAPEN as error:
             self._fail(error)
         over = self.finished or self.failure is not None
-        busy = over or self._mending or self._held or self._partial
-        self._plain = self._seen and self._body is None and not busy
+        self._plain = self._seen and not (over or self._mending or self._held or self._partial)
         return events
 
     def end(self) -> list[Event]:

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ END = chunk(finish="stop")
 ENDED = [STOP]
 
 CASES: dict[str, tuple[bytes, list[Event]]] = {
-    "plain": (sse(text("Hel"), text("lo"), END), ["Hel", "lo", STOP]),
+    "plain": (sse(text("Hel"), text(""), text("lo"), END), ["Hel", "lo", STOP]),
     "role only, null and empty content": (
         sse(chunk({"role": "assistant"}), chunk({"role": "assistant", "content": None}), text(""), text("a"), END),
         ["a", STOP],
@@ -66,6 +67,14 @@ CASES: dict[str, tuple[bytes, list[Event]]] = {
         b": OPENROUTER PROCESSING\n\nevent: message\nid: 7\nretry: 10\n" + sse(text("a")) + b": ping\n\n",
         ["a", STOP],
     ),
+    "a comment that has an event in it": (
+        sse(text("a"), done=False) + f": data: {text('b')}\n\n".encode() + sse(END),
+        ["a", STOP],
+    ),
+    "a blank before the name of a field": (
+        sse(text("a"), text("b"), done=False)[:-1] + b" " + sse(text("c")) + sse(END),
+        ["a", "b", STOP],
+    ),
     "CRLF": (sse(text("a"), END, end="\r\n\r\n"), ["a", STOP]),
     "single line ends": (sse(text("a"), END, end="\n"), ["a", STOP]),
     "no blank after the colon": (sse(text("a"), END).replace(b"data: ", b"data:"), ["a", STOP]),
@@ -79,6 +88,7 @@ CASES: dict[str, tuple[bytes, list[Event]]] = {
     "no [DONE]": (sse(text("a"), END, USAGE, done=False), ["a", STOP, Usage(5, 2)]),
     "no last line end": (sse(text("a"), END).rstrip(), ["a", STOP]),
     "[DONE] without a finish reason": (sse(text("a")), ["a", STOP]),
+    "[DONE] without a finish reason, after a role": (sse(chunk({"role": "assistant"}), text("a")), ["a", STOP]),
     "what follows [DONE] is ignored": (sse(text("a"), END) + sse(text("b")), ["a", STOP]),
     "characters of several bytes": (
         sse(json.dumps({"choices": [{"delta": {"content": "žluťoučký 東京 🧭"}}]}, ensure_ascii=False), END),
@@ -247,7 +257,20 @@ FAULTS: dict[str, tuple[bytes, list[Event], ErrorCode, str]] = {
         "more than 1048576 bytes",
     ),
     "a huge body": (b"{" + b" " * MAX_EVENT_BYTES, [], ErrorCode.STREAM_ERROR, "more than 1048576 bytes"),
+    "a line end in an event": (sse(text("a"), text("b").replace(" ", "\n")), ["a"], ErrorCode.STREAM_ERROR, UNREADABLE),
+    "text behind what is no chunk": (
+        sse(text("a"), done=False) + b"data: nonsense\n" + sse(text("b")),
+        ["a"],
+        ErrorCode.STREAM_ERROR,
+        UNREADABLE,
+    ),
     "nested without end": (sse("[" * 50_000), [], ErrorCode.STREAM_ERROR, UNREADABLE),
+    "nested without end, in a field": (
+        sse(text("a"), '{"x":' + "[" * 50_000),
+        ["a"],
+        ErrorCode.STREAM_ERROR,
+        UNREADABLE,
+    ),
 }
 
 
@@ -258,11 +281,14 @@ def read(*reads: bytes) -> tuple[list[Event], ChatStream]:
 
 
 def cut(data: bytes, size: int) -> list[bytes]:
+    """Into reads of `size` bytes; 0: of an event each, as most servers send them."""
+    if not size:
+        return re.split(rb"(?=data:)", data)
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("size", [1, 7, 1 << 30])
+@pytest.mark.parametrize("size", [0, 1, 7, 1 << 30])
 def test_answers(name: str, size: int) -> None:
     data, expected = CASES[name]
     events, stream = read(*cut(data, size))
@@ -273,7 +299,7 @@ def test_answers(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("size", [5, 1 << 30])
+@pytest.mark.parametrize("size", [0, 5, 1 << 30])
 def test_faults(name: str, size: int) -> None:
     data, expected, code, words = FAULTS[name]
     events, stream = read(*cut(data, size if len(data) < 100_000 else 65_536))
@@ -284,6 +310,14 @@ def test_faults(name: str, size: int) -> None:
     assert stream.failure.transient == (code in (ErrorCode.STREAM_ERROR, ErrorCode.UPSTREAM_RATE_LIMITED))
     assert "sk-test" not in stream.failure.message
     assert stream.feed(b"data: " + text("late").encode() + b"\n\n") == []
+
+
+def test_nothing_comes_after_a_failure() -> None:
+    stream = ChatStream(UPSTREAM)
+    assert stream.feed(sse(text("a"), done=False)) == ["a"]
+    assert stream.feed(sse('{"error":{"message":"m"}}', done=False)) == []
+    assert stream.failure is not None
+    assert stream.feed(sse(text("late"), done=False)) == []
 
 
 def test_finished_is_told_before_the_bytes_end() -> None:
