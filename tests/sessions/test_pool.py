@@ -273,6 +273,7 @@ async def test_what_comes_during_a_deletion_waits_and_begins_anew(monkeypatch: p
             deleting = asyncio.create_task(node.pool.delete(KEY))
             while not session.feed.deleted:
                 await asyncio.sleep(0)
+            assert node.pool.evict(FOREVER) == 0, "the deletion has it"
             late = await node.journal.feeds.open(KEY)
             assert late is session.feed
             again, done = await node.send("new")
