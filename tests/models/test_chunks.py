@@ -281,14 +281,17 @@ def read(*reads: bytes) -> tuple[list[Event], ChatStream]:
 
 
 def cut(data: bytes, size: int) -> list[bytes]:
-    """Into reads of `size` bytes; 0: of an event each, as most servers send them."""
-    if not size:
-        return re.split(rb"(?=data:)", data)
+    """Into reads of `size` bytes; 0: of an event each, as most servers send them; -2: of two, as a late read finds
+    them, behind a first one alone."""
+    if size <= 0:
+        events = re.split(rb"(?=data:)", data)
+        step = -size or 1
+        return [*events[:2], *(b"".join(events[at : at + step]) for at in range(2, len(events), step))]
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("size", [0, 1, 7, 1 << 30])
+@pytest.mark.parametrize("size", [-2, 0, 1, 7, 1 << 30])
 def test_answers(name: str, size: int) -> None:
     data, expected = CASES[name]
     events, stream = read(*cut(data, size))
@@ -299,7 +302,7 @@ def test_answers(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("size", [0, 5, 1 << 30])
+@pytest.mark.parametrize("size", [-2, 0, 5, 1 << 30])
 def test_faults(name: str, size: int) -> None:
     data, expected, code, words = FAULTS[name]
     events, stream = read(*cut(data, size if len(data) < 100_000 else 65_536))
@@ -318,6 +321,23 @@ def test_nothing_comes_after_a_failure() -> None:
     assert stream.feed(sse('{"error":{"message":"m"}}', done=False)) == []
     assert stream.failure is not None
     assert stream.feed(sse(text("late"), done=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("late", "events"),
+    [
+        (sse(text("b"), text(""), text("c"), done=False), ["b", "c"]),
+        (sse(text("b"), done=False) + b": a comment\n\n" + sse(text("c"), done=False), ["b", "c"]),
+        (sse(text("b"), done=False) + text("not data").encode() + b"\n\n\n", ["b"]),
+        (sse(text("b"), END, done=False), ["b", STOP]),
+        (sse(text("b"), text("c").replace(":", ":\n", 1), done=False), ["b"]),
+        (sse(text("b"), done=False)[:-1] + text("not data").encode() + b"\n\n", ["b"]),
+    ],
+)
+def test_several_events_in_a_late_read(late: bytes, events: list[Event]) -> None:
+    stream = ChatStream(UPSTREAM)
+    assert stream.feed(sse(text("a"), done=False)) == ["a"]
+    assert stream.feed(late) == events
 
 
 def test_finished_is_told_before_the_bytes_end() -> None:
