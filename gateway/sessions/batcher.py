@@ -30,9 +30,9 @@ LATE_S = 0.002
 
 
 class Batcher:
-    """`add` what was read, then `take` what is to be sent now."""
+    """`add` what was read, and send what that returns."""
 
-    __slots__ = ("_chars", "_held", "_held_chars", "_late", "_max_chars", "_max_s", "_read_at", "_seconds", "_started",
+    __slots__ = ("_chars", "_held", "_held_chars", "_max_chars", "_max_s", "_read_at", "_seconds", "_started",
                  "due_at")  # fmt: skip
 
     def __init__(self, max_chars: int, max_s: float) -> None:
@@ -41,39 +41,34 @@ class Batcher:
         self._held: list[str] = []
         self._held_chars = 0
         self._started = False
-        self._late = False
         self._read_at = 0.0
         self._chars, self._seconds = 0.0, 0.0
         self.due_at: float | None = None
         """When the held text has to go out, on the clock of `now`; None when nothing is held."""
 
-    def add(self, pieces: list[str], since: float, now: float) -> None:
-        """Text that was read `now` and may have waited to be read from `since` on."""
-        chars = sum(map(len, pieces))
+    def add(self, pieces: list[str], since: float, now: float) -> str:
+        """Text that was read `now` and may have waited to be read from `since` on. Returns what goes out now: all that
+        is held, or nothing yet."""
+        text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+        chars = len(text)
         if self._started:
             self._chars = KEPT * self._chars + chars
             self._seconds = KEPT * self._seconds + now - self._read_at
         self._read_at = now
-        self._held += pieces
-        self._held_chars += chars
-        self._late = now - since >= LATE_S
-        if self.due_at is None:
-            self.due_at = now + self._max_s
-
-    def take(self) -> str:
-        """What goes out now: all that is held, or nothing yet."""
-        if self._started and self._held_chars < self._max_chars and not self._late:
+        if self._started and now - since < LATE_S and self._held_chars + chars < self._max_chars:
+            self._held.append(text)
+            self._held_chars += chars
+            if self.due_at is None:
+                self.due_at = now + self._max_s
             return ""
         self._started = True
-        return self.flush()
+        return self.flush() + text if self._held else text
 
     def flush(self) -> str:
         """All that is held."""
-        if not self._held:
-            return ""
-        text = self._held[0] if len(self._held) == 1 else "".join(self._held)
-        self._held = []
-        self._held_chars, self.due_at, self._late = 0, None, False
+        text = "".join(self._held)
+        self._held.clear()
+        self._held_chars, self.due_at = 0, None
         return text
 
     def unread_s(self, now: float, group: int) -> float:

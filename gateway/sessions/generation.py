@@ -58,6 +58,9 @@ class Owner(Protocol):
 class Generation:
     """`run` once. `flush` at any time: before every other frame of the turn, and when it is stopped."""
 
+    __slots__ = ("_batcher", "_deadline", "_emit", "_engine", "_flush_timer", "_held_since", "_loop", "_owner",
+                 "_rearm_at", "_started_at", "calls", "reason", "tokens", "usage")  # fmt: skip
+
     def __init__(self, owner: Owner, engine: Engine, emit: Callable[[list[str]], None]) -> None:
         self.tokens = 0
         self.reason: FinishReason | None = None
@@ -129,11 +132,12 @@ class Generation:
 
     def take(self, events: list[ModelEvent], since: float) -> float:
         """One read, made into entries at once, or held by the batcher."""
-        state, now, batcher = self._owner.state, self._loop.time(), self._batcher
+        state, now, batcher, hold_s = self._owner.state, self._loop.time(), self._batcher, 0.0
         pieces: list[str] = events  # type: ignore[assignment]  # as nearly always
-        if len(events) > 1 or type(events[0]) is not str:
-            pieces = [event for event in events if isinstance(event, str)]
-            self._note(events)
+        for event in events:
+            if type(event) is not str:
+                pieces = self._note(events)
+                break
         if state is not _STREAMING:
             if state.over:  # stopped in this turn of the loop; the model will hear of it in the next
                 return math.inf
@@ -141,21 +145,20 @@ class Generation:
                 self._engine.metrics.first_token(now - self._started_at)
                 self._owner.move(Event.OUTPUT)
         if pieces:
-            self.tokens += len(pieces)
+            count = len(pieces)
+            self.tokens += count
             if batcher is None:
                 self._emit(pieces)
-                self._engine.metrics.tokens(len(pieces), now - since)
+                self._engine.metrics.tokens(count, now - since)
             else:
-                self._batch(batcher, pieces, since, now)
+                self._batch(batcher, batcher.add(pieces, since, now), since, now)
+                hold_s = batcher.unread_s(now, self._owner.feed.group)
         if now >= self._rearm_at and self._owner.state is _STREAMING:
             # Re-arming at every read would cost more than the read: an eighth of slack saves it.
             timeout_s = self._engine.model_settings.token_timeout_s
             self._rearm(now + 1.125 * timeout_s)
             self._rearm_at = now + 0.125 * timeout_s
-        feed = self._owner.feed
-        if not feed.has_room:
-            return math.inf
-        return batcher.unread_s(now, feed.group) if batcher is not None and pieces else 0.0
+        return hold_s if self._owner.feed.has_room else math.inf
 
     async def room(self) -> None:
         """While the log can't be written it is no fault of the model that it isn't heard."""
@@ -170,10 +173,13 @@ class Generation:
         if not self._deadline.expired():
             self._deadline.reschedule(when)
 
-    def _note(self, events: list[ModelEvent]) -> None:
-        """What isn't text."""
+    def _note(self, events: list[ModelEvent]) -> list[str]:
+        """Takes what isn't text, and returns what is."""
+        pieces = []
         for event in events:
-            if isinstance(event, CallFragment):
+            if isinstance(event, str):
+                pieces.append(event)
+            elif isinstance(event, CallFragment):
                 if self.calls is None:
                     self.calls = CallAssembler()
                 self.calls.add(event)
@@ -181,11 +187,12 @@ class Generation:
                 self.reason = event.reason
             elif isinstance(event, Usage):
                 self.usage = event
+        return pieces
 
-    def _batch(self, batcher: Batcher, pieces: list[str], since: float, now: float) -> None:
-        batcher.add(pieces, since, now)
+    def _batch(self, batcher: Batcher, text: str, since: float, now: float) -> None:
+        """`text`: what the batcher wants sent now."""
         self._held_since = self._held_since or since
-        if text := batcher.take():
+        if text:
             self._send(text, now)
         elif self._flush_timer is None and batcher.due_at is not None:
             self._flush_timer = self._loop.call_at(batcher.due_at, self._flush_due)

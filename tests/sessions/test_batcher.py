@@ -13,8 +13,7 @@ GROUPS = st.integers(-(1 << 63), (1 << 63) - 1)
 
 
 def fed(batcher: Batcher, text: str, now: float, since: float | None = None) -> str:
-    batcher.add([text], now if since is None else since, now)
-    return batcher.take()
+    return batcher.add([text], now if since is None else since, now)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +37,7 @@ def test_five_characters(pieces: list[str], sent: list[str], held: str) -> None:
 def test_one_read_is_one_piece() -> None:
     batcher = Batcher(5, 0.05)
     fed(batcher, "first", 0)
-    batcher.add(["ab", "cdefgh", "ijklmnopq"], 1, 1)
-    assert batcher.take() == "abcdefghijklmnopq"
+    assert batcher.add(["ab", "cdefgh", "ijklmnopq"], 1, 1) == "abcdefghijklmnopq"
 
 
 def test_the_oldest_character_says_when_it_is_due() -> None:
