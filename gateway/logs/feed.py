@@ -29,8 +29,8 @@ TAIL_BYTES = 65536
 """Bound of one feed's tail. A reader further behind reads the log instead."""
 ENTRY_OVERHEAD_BYTES = 200
 """What an entry's objects take in memory beside its text, roughly."""
-UNCOMMITTED_BYTES = 1 << 20
-"""While the log can't be written, a feed takes this much and then has no room: its session stops reading upstream."""
+FULL_BYTES = 1 << 20
+"""While the log can't be written, a tail grows to this, and then has no room: its session stops reading upstream."""
 FOLD_BYTES = 1 << 17
 """One step of reading a whole conversation; others run between two."""
 IDLE_TAIL_S = 1.0
@@ -103,7 +103,6 @@ class Feed:
         "tail",
         "tail_bytes",
         "tail_start",
-        "uncommitted_bytes",
         "visible",
     )
 
@@ -115,7 +114,6 @@ class Feed:
         self.open_turns = head.open_turns
         self.tail: list[Entry] = []
         self.tail_bytes = 0
-        self.uncommitted_bytes = 0
         self.cursors: tuple[Woken, ...] = ()
         self.fenced = False
         """Nothing more comes through this feed: somebody else owns the conversation, or it was erased."""
@@ -173,7 +171,6 @@ class Feed:
                 urgent = True
             self.tail.append(entry)
             self.tail_bytes += size
-            self.uncommitted_bytes += size
         if urgent:
             self.open_turns = turns_left_open(self.open_turns, entries)
         self._writer.due(self, urgent=urgent)
@@ -190,28 +187,20 @@ class Feed:
         now_ms, metadata = time.time_ns() // 1_000_000, self._metadata
         if metadata.timestamp != now_ms:
             metadata = self._metadata = Metadata(timestamp=now_ms)
-        conversation_id, epoch, seq = self.key.conversation_id, self.epoch, self.seq
+        conversation_id, epoch, writer = self.key.conversation_id, self.epoch, self._writer
+        seen = seq = self.seq
         tokens: list[Token] = []
-        size = 0
         for text in pieces:
             seq += 1
-            size += ENTRY_OVERHEAD_BYTES + len(text)
-            tokens.append(
-                Token(
-                    conversation_id=conversation_id,
-                    turn_id=turn_id,
-                    seq=seq,
-                    epoch=epoch,
-                    metadata=metadata,
-                    content=text,
-                )
+            self.tail_bytes += ENTRY_OVERHEAD_BYTES + len(text)
+            token = Token(
+                text, conversation_id=conversation_id, turn_id=turn_id, seq=seq, epoch=epoch, metadata=metadata
             )
+            tokens.append(token)
         self.tail += tokens
-        self.tail_bytes += size
-        self.uncommitted_bytes += size
-        seen, self.seq = self.seq, seq
-        self._writer.due(self, urgent=False)
-        if self.visible == seen and self._writer.runs_ahead:
+        self.seq = seq
+        writer.due(self, urgent=False)
+        if self.visible == seen and writer.runs_ahead:
             self.visible = seq
             for cursor in self.cursors:
                 cursor.wake()
@@ -224,7 +213,8 @@ class Feed:
 
     @property
     def has_room(self) -> bool:
-        return self.uncommitted_bytes < UNCOMMITTED_BYTES and not self.fenced
+        """Of a tail that is over its bound nearly all isn't committed: see `written`."""
+        return self.tail_bytes < FULL_BYTES and not self.fenced
 
     async def when_committed(self, seq: int) -> None:
         """Returns when entry `seq` is in the log; raises `LogUnavailable` when it never will be. Safe to cancel."""
@@ -274,13 +264,11 @@ class Feed:
         seen, last = self.visible, self.tail[self.committed - self.tail_start + self._inflight - 1]
         self.committed, self.committed_epoch = last.seq, last.epoch
         self._inflight = 0
-        rest = self.uncommitted
-        self.uncommitted_bytes = sum(map(_size, rest)) if rest else 0
         if seen < last.seq:
             self.visible = last.seq
-        if self._writer.runs_ahead:
-            for entry in rest:  # tokens right after what was just committed may be seen, too
-                if type(entry) is not Token or entry.seq != self.visible + 1:
+        if self.visible < self.seq and self._writer.runs_ahead:
+            for entry in self.tail[self.visible - self.tail_start :]:  # tokens right after that may be seen, too
+                if type(entry) is not Token:
                     break
                 self.visible = entry.seq
         if not self.open_turns or self.tail_bytes > 2 * TAIL_BYTES:
@@ -300,13 +288,12 @@ class Feed:
             return False
         self.committed, self.committed_epoch = head.seq, head.epoch
         self._inflight = 0
-        self.uncommitted_bytes = sum(map(_size, self.uncommitted))
         return True
 
     def refused(self) -> None:
         """The log fenced us off. Nothing more can be written through this feed."""
         self.fenced = True
-        self._inflight = self.uncommitted_bytes = 0
+        self._inflight = 0
         waiters, self._committed_waiters = self._committed_waiters, ()
         for _, waiter in waiters:
             if not waiter.done():

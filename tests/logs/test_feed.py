@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.logs import feed as feeds
 from gateway.logs.cursor import Cursor
-from gateway.logs.feed import TAIL_BYTES, UNCOMMITTED_BYTES, Feed
+from gateway.logs.feed import FULL_BYTES, TAIL_BYTES, Feed
 from gateway.logs.log import Head, Key, LogUnavailable, Position
 from gateway.logs.memory import MemoryLog
 from gateway.logs.slices import NOTHING_NEW
@@ -149,7 +149,7 @@ async def test_what_cant_be_encoded_isnt_taken(desk: Desk) -> None:
     bad = FunctionResult(**place(feed, offset=1), call_id="k", name="f", result=object())
     with pytest.raises(TypeError):
         feed.append(good, bad)
-    assert (feed.seq, feed.tail, feed.uncommitted_bytes) == (0, [], 0)
+    assert (feed.seq, feed.tail, feed.tail_bytes) == (0, [], 0)
 
 
 # ---------------------------------------------------------------- epochs and fencing
@@ -231,13 +231,13 @@ async def test_room_is_bounded_while_nothing_is_written(desk: Desk) -> None:
     ask(feed)
     while feed.has_room:
         say(feed, "x" * 1000)
-    assert UNCOMMITTED_BYTES <= feed.uncommitted_bytes < UNCOMMITTED_BYTES + 2000
+    assert FULL_BYTES <= feed.tail_bytes < FULL_BYTES + 2000
     waiting = asyncio.create_task(feed.when_room())
     await asyncio.sleep(0)
     assert not waiting.done()
     await desk.commit(feed)
     await waiting
-    assert (feed.uncommitted_bytes, feed.has_room) == (0, True)
+    assert (feed.committed, feed.has_room) == (feed.seq, True)
 
 
 # ---------------------------------------------------------------- memory
