@@ -118,7 +118,6 @@ class Answer:
     def received(self, data: bytes, since: float) -> float:
         """As `Take`, for what the connection brought."""
         problem: Exception | None = None
-        self._began = True
         self._inflated_bytes = 0
         try:
             self._parser.feed_data(data)  # type: ignore[union-attr]  # there is one until the end
@@ -127,13 +126,14 @@ class Answer:
             else:
                 self._check_head_bytes(len(data))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, zlib.error, Broken) as error:
+            self._keep = False
             problem = Broken("what came is not HTTP")
             problem.__cause__ = error.with_traceback(None)  # it would hold this frame, and with it the answer
         hold_s = self._hand_on(since)
-        if problem is not None:
-            self._keep = False
-        if self._whole or problem is not None:
-            self._end(None if self._whole else problem)
+        if self._whole:
+            self._end(None)
+        elif problem is not None:
+            self._end(problem)
         return hold_s
 
     def lost(self, problem: Exception | None) -> None:
@@ -184,6 +184,7 @@ class Answer:
     # ------------------------------------------------------------ for the parser
 
     def on_message_begin(self) -> None:
+        self._began = True
         if self._whole:
             raise Broken("something follows that nobody asked for")
 

@@ -33,6 +33,9 @@ class Pool(Protocol):
 class Connection(asyncio.Protocol):
     """At most one answer at a time."""
 
+    __slots__ = ("_answer", "_file", "_gathered", "_gathered_since", "_held_s", "_loop", "_moderation", "_pacer",
+                 "_polled", "_pool", "_read_at", "_transport")  # fmt: skip
+
     def __init__(self, pool: Pool, pacer: Pacer, moderation: Moderation) -> None:
         self._pool = pool
         self._pacer = pacer
@@ -127,7 +130,13 @@ class Connection(asyncio.Protocol):
         except OSError:
             data = b""
         # Nothing, the end, or an error: the transport finds out which.
-        self.go_on(answer.received(data, since) if data else 0.0)
+        hold_s = answer.received(data, since) if data else 0.0
+        if self._held_s and 0.0 < hold_s < math.inf:  # as nearly always: the same again
+            self._held_s = hold_s
+            self._polled = True
+            self._pacer.later(self, hold_s)
+        else:
+            self.go_on(hold_s)
 
     def _gather(self, data: bytes, now: float) -> None:
         if not self._gathered:

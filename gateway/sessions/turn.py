@@ -55,6 +55,9 @@ class Host(Protocol):
 class TurnRun:
     """`run` is the body of one task. `stop` ends it from outside, at any await, and closes the upstream request."""
 
+    __slots__ = ("_answered", "_begun", "_earlier_tokens", "_engine", "_generation", "_host", "_tool_tasks", "ending",
+                 "feed", "started_at", "state", "task", "turn", "unread_since", "usage")  # fmt: skip
+
     def __init__(self, host: Host, turn: TurnFold, engine: Engine) -> None:
         self.turn = turn
         self.state = after(State.QUEUED, Event.START)

@@ -472,23 +472,6 @@ async def test_what_began_is_a_restart(says: list[str]) -> None:
         assert [(f.turn_id, f.attempt) for f in frames if isinstance(f, Restart)] == [(asked.turn_id, 0)]
 
 
-async def test_what_waited_and_then_called_is_a_restart() -> None:
-    old_model = ScriptedModel([["a"], END], [calls(("f", {}))], [asyncio.Event()])
-    async with running_node(old_model) as old:
-        session, _ = await old.send()
-        _, asked = await old.send("it waits")
-        *_, call = await read_until(session, 0, is_call)
-        await old.pool.answer(KEY, call.call_id, "ok", UNSET)  # type: ignore[union-attr]
-        while len(old_model.requests) < 3:
-            await asyncio.sleep(0.005)
-        await old.pool.drain(0)
-        log = old.log
-    async with running_node(ScriptedModel([["b"], END]), log=log) as new:
-        session = await new.pool.session(KEY)
-        frames = await read_until(session, 0, lambda f: is_end(f) and f.turn_id == asked.turn_id)
-        assert [(f.turn_id, f.attempt) for f in frames if isinstance(f, Restart)] == [(asked.turn_id, 0)]
-
-
 async def test_a_turn_that_nobody_reads_ends_after_the_grace() -> None:
     async with running_node(ScriptedModel([["a"], asyncio.Event()]), orphan_grace_s=0.05) as node:
         session, done = await node.send()
