@@ -3,52 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Self
 
 from gateway.edge.answers import moved
-from gateway.edge.bell import Bell
 from gateway.logs.cursor import Cursor, new_group
 from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
 from gateway.logs.slices import Slice
 from protocol.codes import Refusal
-from protocol.frames import Snapshot
+from protocol.frames import Snapshot, Token
 
 LOG_RETRY_S = 0.5
+
+PassOn = Callable[[Slice], bool]
+"""Takes a slice that is a single `token` frame, at once; False: not now, and it has taken nothing."""
+
+
+def _not_now(_: Slice) -> bool:
+    return False
 
 
 class Reader:
     """Follows a conversation from a position in `feed`, and in the feeds that take its place. Use as a context
-    manager: it ends the cursor."""
+    manager: it ends the cursor.
 
-    def __init__(self, feeds: Feeds, feed: Feed, position: Position) -> None:
+    Waking a task for every token would cost more than the token: while the task waits for something new, text goes to
+    `pass_on` from the loop, and the task sleeps on. It wakes for everything else, and for what `pass_on` won't take.
+    """
+
+    def __init__(
+        self, feeds: Feeds, feed: Feed, position: Position, heartbeat_s: float, pass_on: PassOn = _not_now
+    ) -> None:
         self._feeds = feeds
-        self._bell = Bell()
+        self._heartbeat_s = heartbeat_s
+        self._pass_on = pass_on
+        self._loop = asyncio.get_running_loop()
         self._gone = False
-        self.cursor = Cursor(feed, position, self._bell.ring, new_group())
+        self._rung = False
+        """There may be something new since this was cleared."""
+        self._waiter: asyncio.Future[None] | None = None
+        """While the task waits for something new."""
+        self._silent_at = 0.0
+        """When nothing will have come for `heartbeat_s`."""
+        self._timer: asyncio.TimerHandle | None = None
+        self.cursor = self._cursor(feed, position)
+
+    def _cursor(self, feed: Feed, position: Position) -> Cursor:
+        return Cursor(feed, position, self._ring, new_group())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cursor.close()
-        self._bell.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def leave(self) -> None:
         """The peer is gone: `slices` ends."""
         self._gone = True
-        self._bell.ring()
+        self._ring()
 
-    async def slices(self, heartbeat_s: float) -> AsyncIterator[Slice | Snapshot]:
-        """Every slice after the cursor, in order; an empty one when the reader has become level, and again after
-        each `heartbeat_s` in which nothing came. A snapshot where the log doesn't hold any more what the reader has
-        seen: it goes on behind that. Ends when the peer or the conversation is gone, and when this node stops.
+    async def slices(self) -> AsyncIterator[Slice | Snapshot]:
+        """Every slice after the cursor that wasn't passed on, in order; an empty one when the reader has become level,
+        and again after each `heartbeat_s` in which nothing came. A snapshot where the log doesn't hold any more what
+        the reader has seen: it goes on behind that. Ends when the peer or the conversation is gone, and when this node
+        stops. Raises what `pass_on` raised.
         """
-        bell = self._bell
         while not self._gone:
-            bell.hush()
+            self._rung = False
             feed = self.cursor.feed
             if feed.fenced and not feed.deleted:
                 if (snapshot := await self._follow_on()) is not None:
@@ -58,12 +83,74 @@ class Reader:
                 return
             if not made.frames and feed.fenced and not feed.deleted:
                 continue  # it was given up while the log was read
+            over = not made.frames and (feed.deleted or feed.handed_over)
             yield made
-            if made.frames:
-                continue
-            if feed.deleted or feed.handed_over:
+            if over:
                 return
-            await bell.heard(heartbeat_s)
+            if not made.frames:
+                await self._until_rung()
+
+    # ------------------------------------------------------------ waiting
+
+    async def _until_rung(self) -> None:
+        """Returns when the task is needed, and when nothing came for `heartbeat_s`. Safe to cancel."""
+        if self._rung:
+            return
+        self._silent_at = self._loop.time() + self._heartbeat_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._silent_at, self._look)
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _look(self) -> None:
+        """One timer looks now and then whether it has been silent for long: one for each wait would cost more than
+        the wait."""
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._loop.time() < self._silent_at:
+            self._timer = self._loop.call_at(self._silent_at, self._look)
+        else:
+            self._waiter.set_result(None)
+
+    def _ring(self) -> None:
+        """There may be something new."""
+        if not self._rung:
+            self._rung = True
+            if self._waiter is not None:
+                self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Passes on what is new, or else wakes the task."""
+        waiter = self._waiter
+        if waiter is None or waiter.done() or not self._rung:
+            return  # the task woke meanwhile
+        try:
+            if self._passed():
+                self._silent_at = self._loop.time() + self._heartbeat_s
+            else:
+                waiter.set_result(None)
+        except Exception as bug:  # noqa: BLE001 # the reader's own, and raised in its task
+            waiter.set_exception(bug)
+
+    def _passed(self) -> bool:
+        cursor = self.cursor
+        feed = cursor.feed
+        if self._gone or feed.fenced or feed.deleted or feed.handed_over:
+            return False
+        made = feed.slice_after(cursor.position.seq)
+        if made is None or len(made.frames) != 1 or type(made.frames[0]) is not Token or not self._pass_on(made):
+            return False
+        cursor.position = made.upto
+        self._rung = False
+        if made.upto.seq < feed.visible:
+            self._ring()
+        return True
+
+    # ------------------------------------------------------------ the task's own ways
 
     async def _follow_on(self) -> Snapshot | None:
         """Takes the cursor to the feed that has the conversation now."""
@@ -75,7 +162,7 @@ class Reader:
                 await asyncio.sleep(LOG_RETRY_S)
                 continue
             old.close()
-            self.cursor = Cursor(feed, position, self._bell.ring, new_group())
+            self.cursor = self._cursor(feed, position)
             return snapshot
         return None
 

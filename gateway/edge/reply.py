@@ -33,11 +33,18 @@ async def reply_to(feeds: Feeds, feed: Feed, seq: int, receive: Receive, heartbe
     Returns the body of the answer. Raises `Refusal` with the error of a failed turn, and `Gone`. Safe to cancel:
     the turn goes on.
     """
-    with Reader(feeds, feed, Position(seq - 1, ANY_EPOCH)) as reader:
+    turn: TurnFold | None = None
+
+    def pass_on(made: Slice) -> bool:
+        if turn is None:
+            return False
+        _apply(turn, made)
+        return True
+
+    with Reader(feeds, feed, Position(seq - 1, ANY_EPOCH), heartbeat_s, pass_on) as reader:
         watch = asyncio.create_task(watch_disconnect(receive, reader), name="chat disconnect")
         try:
-            turn: TurnFold | None = None
-            async for made in reader.slices(heartbeat_s):
+            async for made in reader.slices():
                 if isinstance(made, Snapshot):
                     raise Refusal(ErrorCode.OVERLOADED, GIVEN_AWAY, retry_after_s=1)
                 turn = _apply(turn, made)

@@ -15,7 +15,7 @@ from gateway.logs.feeds import Feeds
 from gateway.logs.log import Position
 from gateway.logs.slices import Slice
 from protocol.codec import JSON, format_cursor
-from protocol.frames import AnyServerFrame, Deleted, Done, Entry, Error, Message, Snapshot
+from protocol.frames import AnyServerFrame, Deleted, Done, Error, Message, Snapshot
 from protocol.sse import HEARTBEAT, event
 
 HEADERS = [
@@ -27,6 +27,8 @@ HEADERS = [
 OPEN = ("queued", "running", "function_call")
 
 Write = Callable[[bytes], Awaitable[None]]
+WriteChunk = Callable[[bytes], bool]
+"""Writes a part of the body past ASGI's layers; False: that isn't possible now, and nothing was written."""
 Ended = Callable[[Feed, Slice | Snapshot], int | None]
 """How many frames of this slice are the stream's last ones; None: it goes on. An empty slice: the reader is level."""
 
@@ -78,13 +80,22 @@ class EventStream:
         self._own_seq = own_seq
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with Reader(self._feeds, self._feed, self._position) as reader:
+        write_chunk: WriteChunk = scope.get("extensions", {}).get(CHUNKS, {}).get("write", _no_short_way)
+
+        def pass_on(made: Slice) -> bool:
+            return write_chunk(b"".join(_events(made)))
+
+        async def write(body: bytes) -> None:
+            if not write_chunk(body):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        with Reader(self._feeds, self._feed, self._position, self._heartbeat_s, pass_on) as reader:
             watch = asyncio.create_task(watch_disconnect(receive, reader), name="sse disconnect")
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
                 if self._snapshot is not None:
-                    await _body(send, _event(self._snapshot, self._position))
-                await self._follow(reader, _past_the_layers(scope, send))
+                    await write(_event(self._snapshot, self._position))
+                await self._follow(reader, write)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             finally:
                 watch.cancel()
@@ -92,13 +103,13 @@ class EventStream:
 
     async def _follow(self, reader: Reader, write: Write) -> None:
         beat = False
-        async for made in reader.slices(self._heartbeat_s):
+        async for made in reader.slices():
             feed = reader.cursor.feed
             last = self._ended(feed, made)
             if isinstance(made, Snapshot):
                 await write(_event(made, Position(made.seq, made.epoch)))
             elif made.frames:
-                await write(b"".join(self._encoded(made)[:last]))
+                await write(b"".join(self._answered(made)[:last]))
             elif feed.deleted:
                 gone = Deleted(conversation_id=feed.key.conversation_id)
                 await write(event(JSON.encode(gone), None))
@@ -108,37 +119,31 @@ class EventStream:
                 return
             beat = not isinstance(made, Snapshot) and not made.frames
 
-    def _encoded(self, made: Slice) -> list[bytes]:
-        if self._ref is not None and any(frame.seq == self._own_seq for frame in made.frames):
-            return [_event(self._with_ref(frame), Position(frame.seq, frame.epoch)) for frame in made.frames]
-        events = made.encoded.get("sse")
-        if events is None:
-            events = made.encoded["sse"] = [_event(frame, Position(frame.seq, frame.epoch)) for frame in made.frames]
+    def _answered(self, made: Slice) -> list[bytes]:
+        """The events of a slice, with `ref` where it belongs."""
+        events = _events(made)
+        if self._ref is not None:
+            for at, frame in enumerate(made.frames):
+                if isinstance(frame, Message) and frame.seq == self._own_seq:
+                    mine = structs.replace(frame, ref=self._ref)
+                    return [*events[:at], _event(mine, Position(frame.seq, frame.epoch)), *events[at + 1 :]]
         return events
 
-    def _with_ref(self, frame: Entry) -> Entry:
-        if isinstance(frame, Message) and frame.seq == self._own_seq:
-            return structs.replace(frame, ref=self._ref)
-        return frame
+
+def _events(made: Slice) -> list[bytes]:
+    """Made once for all readers of the slice."""
+    events = made.encoded.get("sse")
+    if events is None:
+        events = made.encoded["sse"] = [_event(frame, Position(frame.seq, frame.epoch)) for frame in made.frames]
+    return events
 
 
 def _event(frame: AnyServerFrame, cursor: Position) -> bytes:
     return event(JSON.encode(frame), format_cursor(cursor.seq, cursor.epoch))
 
 
-async def _body(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-def _past_the_layers(scope: Scope, send: Send) -> Write:
-    """Writes a part of the body, the short way when there is one."""
-    write_chunk = scope.get("extensions", {}).get(CHUNKS, {}).get("write")
-
-    async def write(body: bytes) -> None:
-        if write_chunk is None or not write_chunk(body):
-            await _body(send, body)
-
-    return write
+def _no_short_way(_: bytes) -> bool:
+    return False
 
 
 async def watch_disconnect(receive: Receive, reader: Reader) -> None:

@@ -72,8 +72,8 @@ async def frames_until(
     seen: list[Entry | Snapshot] = []
     at = after.seq
     async with asyncio.timeout(timeout_s):
-        with Reader(feeds_of(feed), feed, after) as reader:
-            async for made in reader.slices(60):
+        with Reader(feeds_of(feed), feed, after, 60) as reader:
+            async for made in reader.slices():
                 if isinstance(made, Snapshot):
                     seen.append(made)
                     at = made.seq

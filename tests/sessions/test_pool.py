@@ -113,7 +113,7 @@ async def test_an_evicted_conversation_comes_back_and_its_readers_go_on() -> Non
         await read(session, done)
         await session.feed.when_committed(session.feed.seq)
         await idle(node)
-        with Reader(feeds_of(session.feed), session.feed, session.feed.head()) as reader:
+        with Reader(feeds_of(session.feed), session.feed, session.feed.head(), 60) as reader:
             assert node.pool.evict(FOREVER) == 1
             assert node.pool.sessions == 0
             feed = session.feed
@@ -122,7 +122,7 @@ async def test_an_evicted_conversation_comes_back_and_its_readers_go_on() -> Non
             assert session.feed is feed
             frames: list[Entry] = []
             async with asyncio.timeout(10):
-                async for made in reader.slices(60):
+                async for made in reader.slices():
                     frames += made.frames
                     if frames and is_end(frames[-1]):
                         break
@@ -188,7 +188,7 @@ async def test_a_turn_isnt_orphaned_before_its_reader_can_come() -> None:
         session, done = await node.send()
         await node.pool.end_orphans(100.0, 0.0)
         assert session.fold.turns[done.turn_id].end is None
-        with Reader(feeds_of(session.feed), session.feed, Position(0, 0)):
+        with Reader(feeds_of(session.feed), session.feed, Position(0, 0), 60):
             await node.pool.end_orphans(101.0, 0.0)
         await node.pool.end_orphans(102.0, 5.0)
         await node.pool.end_orphans(106.0, 5.0)
@@ -208,8 +208,8 @@ async def test_deletion_ends_turns_tells_readers_and_erases() -> None:
         frames: list[Entry] = []
 
         async def follow() -> None:
-            with Reader(feeds_of(session.feed), session.feed, Position(0, 0)) as reader:
-                async for made in reader.slices(60):
+            with Reader(feeds_of(session.feed), session.feed, Position(0, 0), 60) as reader:
+                async for made in reader.slices():
                     frames.extend(made.frames)
 
         following = asyncio.create_task(follow())
@@ -246,7 +246,7 @@ async def test_two_deletions_at_once_dont_erase_what_begins_after_them(monkeypat
         node.pool.evict(FOREVER)
         session = await node.pool.session(KEY)
         node.pool.evict(FOREVER)
-        with Reader(feeds_of(session.feed), session.feed, Position(0, 0)):  # one that is stuck
+        with Reader(feeds_of(session.feed), session.feed, Position(0, 0), 60):  # one that is stuck
             erased = 0
             erase = node.log.erase
 
@@ -269,7 +269,7 @@ async def test_what_comes_during_a_deletion_waits_and_begins_anew(monkeypatch: p
     async with running_node(hanging()) as node:
         session, _ = await node.send("old")
         await read_until(session, 0, is_token)
-        with Reader(feeds_of(session.feed), session.feed, Position(0, 0)):
+        with Reader(feeds_of(session.feed), session.feed, Position(0, 0), 60):
             deleting = asyncio.create_task(node.pool.delete(KEY))
             while not session.feed.deleted:
                 await asyncio.sleep(0)
@@ -341,10 +341,10 @@ async def test_expired_conversations_go_and_their_readers_are_told() -> None:
             await node.ask(key=key)
         await idle(node)
         session = await node.pool.session(KEY)
-        with Reader(feeds_of(session.feed), session.feed, session.feed.head()) as reader:
+        with Reader(feeds_of(session.feed), session.feed, session.feed.head(), 60) as reader:
             await node.pool.deletion.expire(-10)
             async with asyncio.timeout(5):
-                assert [made.frames async for made in reader.slices(60)] == [[]]
+                assert [made.frames async for made in reader.slices()] == [[]]
         assert (node.pool.sessions, session.feed.fenced, session.feed.deleted) == (0, True, True)
         assert await node.entries() == await node.entries(OTHER) == []
         frames = await node.ask("again")

@@ -103,8 +103,8 @@ async def read_until(session: Session, after: int, last: Any, timeout_s: float =
     seen: list[Entry] = []
     at = after
     async with asyncio.timeout(timeout_s):
-        with Reader(feeds_of(session.feed), session.feed, Position(after, 0)) as reader:
-            async for made in reader.slices(60):
+        with Reader(feeds_of(session.feed), session.feed, Position(after, 0), 60) as reader:
+            async for made in reader.slices():
                 assert isinstance(made, Slice), f"a snapshot after {at}"
                 for frame in made.frames:
                     first = frame.first_seq if isinstance(frame, Token) and frame.first_seq else frame.seq
