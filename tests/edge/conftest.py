@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-ON_BOTH_LOOPS = {"test_websocket.py", "test_http_guard.py", "test_autobahn.py"}
+ON_BOTH_LOOPS = {"test_websocket.py", "test_http_guard.py", "test_sse.py", "test_autobahn.py"}
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:

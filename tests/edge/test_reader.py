@@ -168,6 +168,8 @@ async def leave(following: Following) -> None:
     following.reader.leave()
     async with asyncio.timeout(5):
         await following.task
+    assert following.reader._timer is not None
+    assert following.reader._timer.cancelled()
 
 
 async def test_text_is_passed_on_and_the_task_sleeps_on(feed: Feed) -> None:
@@ -251,15 +253,20 @@ async def test_a_wake_while_the_log_is_read_passes_nothing_on(feed: Feed, log: F
     await leave(following)
 
 
-async def test_it_wakes_for_the_log_when_it_fell_behind_the_tail(feed: Feed, log: FaultLog) -> None:
+@pytest.mark.parametrize("behind_the_tail", [False, True])
+async def test_it_wakes_for_what_came_together_with_text(feed: Feed, log: FaultLog, behind_the_tail: bool) -> None:
+    """The loop is so slow that much comes before the pump's turn."""
     following = await followed(feed)
-    following.reader.cursor.wake = lambda: None  # the loop is so slow that much passes by before the next turn
+    following.reader.cursor.wake = lambda: None
     say(feed, "a")
-    await feed.when_committed(2)
-    feed._drop(len(feed.tail))
+    end(feed)
+    await feed.when_committed(3)
+    if behind_the_tail:
+        feed._drop(len(feed.tail))
     following.reader._ring()
-    await following.until(2)
-    assert (following.passed, log.reads) == ([], 1)
+    await following.until(3)
+    assert [[type(frame) for frame in made.frames] for made in following.woken[2:3]] == [[Token, Done]]
+    assert (following.passed, log.reads) == ([], behind_the_tail)
     await leave(following)
 
 
@@ -287,7 +294,7 @@ async def test_text_that_passes_is_no_silence(feed: Feed) -> None:
         say(feed, "a")
         await asyncio.sleep(0.03)
     assert len(following.woken) == 2
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(0.4)
     assert [made.frames for made in following.woken[2:]] == [[]]
     await leave(following)
 
@@ -307,15 +314,23 @@ async def test_a_task_that_goes_while_a_pump_is_due(feed: Feed, how: str) -> Non
 
 async def test_a_deletion_while_the_task_is_busy_is_told(feed: Feed) -> None:
     """It had seen that there is nothing new, and comes back to entries and their end at once."""
-    following = Following(feed)
-    await following.until(1)
-    following.busy.clear()
-    await asyncio.sleep(0.002)
-    end(feed)
-    await feed.when_committed(2)
-    feed.deleted = True
-    feed._wake()
-    following.busy.set()
-    async with asyncio.timeout(5):
-        await following.task
-    assert [[frame.seq for frame in made.frames] for made in following.woken[-2:]] == [[2], []]
+    with Reader(feeds_of(feed), feed, Position(0, 0), 60) as reader:
+        slices = reader.slices()
+        seen = [await anext(slices), await anext(slices)]
+        end(feed)
+        await feed.when_committed(2)
+        feed.deleted = True
+        feed._wake()
+        async with asyncio.timeout(5):
+            seen += [made async for made in slices]
+    assert [[frame.seq for frame in made.frames] for made in seen] == [[1], [], [2], []]
+
+
+async def test_a_pump_that_comes_too_late_leaves_the_task_alone(feed: Feed) -> None:
+    following = await followed(feed)
+    following.reader._silent_at = 0.0
+    following.reader._look()  # wakes the task, which is there before the pump
+    say(feed, "a")
+    await asyncio.sleep(0.005)
+    assert [[frame.seq for frame in made.frames] for made in following.woken] == [[1], [], [2], []]
+    await leave(following)
