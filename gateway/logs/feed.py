@@ -364,8 +364,9 @@ class Feed:
         entries = self.tail[start : visible - self.tail_start]
         if not entries:
             return NOTHING_NEW
-        made = self._slice = slice_of(entries)
-        self._slice_after = after
+        made = slice_of(entries)
+        if len(self.cursors) > 1:  # one reader alone never comes to the same place again
+            self._slice, self._slice_after = made, after
         return made
 
     async def read_after(self, after: int) -> Slice:

@@ -17,6 +17,7 @@ from gateway.models.model import CallFragment, Finish, Model, ModelError, ModelR
 from gateway.models.model import Event as ModelEvent
 from gateway.sessions.batcher import Batcher
 from gateway.sessions.calls import CallAssembler
+from gateway.sessions.patience import Patience
 from gateway.sessions.states import Event, State
 from gateway.settings import LogAndSessions, Upstream
 from gateway.telemetry.metrics import Metrics
@@ -58,8 +59,8 @@ class Owner(Protocol):
 class Generation:
     """`run` once. `flush` at any time: before every other frame of the turn, and when it is stopped."""
 
-    __slots__ = ("_batcher", "_deadline", "_emit", "_engine", "_flush_timer", "_held_since", "_loop", "_owner",
-                 "_rearm_at", "_started_at", "calls", "reason", "tokens", "usage")  # fmt: skip
+    __slots__ = ("_batcher", "_emit", "_engine", "_flush_timer", "_held_since", "_loop", "_owner", "_patience",
+                 "_started_at", "_token_timeout_s", "calls", "reason", "tokens", "usage")  # fmt: skip
 
     def __init__(self, owner: Owner, engine: Engine, emit: Callable[[list[str]], None]) -> None:
         self.tokens = 0
@@ -71,8 +72,8 @@ class Generation:
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
-        self._deadline = asyncio.timeout(None)
-        self._rearm_at = 0.0
+        self._patience = Patience()
+        self._token_timeout_s = engine.model_settings.token_timeout_s
         # Text that isn't read for so long mustn't be taken for a model that is silent.
         most_s = engine.model_settings.token_timeout_s / 2
         chars, held_s = engine.log_settings.batch_chars, min(engine.log_settings.batch_ms / 1000, most_s)
@@ -84,10 +85,10 @@ class Generation:
         """Returns when the model has finished. Raises `Refusal`, and `LogUnavailable` when the conversation isn't
         ours any more. Cancelling it closes the upstream request."""
         last_problem: ModelError | None = None
-        model, settings = self._engine.model, self._engine.model_settings
-        self._deadline = asyncio.timeout(settings.first_token_timeout_s)
+        model = self._engine.model
         try:
-            async with self._deadline:
+            async with self._patience as patience:
+                patience.wait_until(self._loop.time() + self._engine.model_settings.first_token_timeout_s)
                 for attempt in range(1, ATTEMPTS + 1):
                     try:
                         await model.answer(request, self)
@@ -111,7 +112,7 @@ class Generation:
         delay_s = random.uniform(0, RETRY_BASE_S * 2**attempt)
         if problem.retry_after_s is not None:
             delay_s = max(delay_s, problem.retry_after_s)
-        if (until := self._deadline.when()) is not None and self._loop.time() + delay_s >= until:
+        if self._loop.time() + delay_s >= self._patience.until:
             raise problem
         log_lines.info("model call failed, trying again", code=problem.code.name, attempt=attempt, delay_s=delay_s)
         self._owner.move(Event.RETRY)
@@ -144,6 +145,9 @@ class Generation:
             if pieces or self.calls is not None:
                 self._engine.metrics.first_token(now - self._started_at)
                 self._owner.move(Event.OUTPUT)
+                self._patience.wait_until(now + self._token_timeout_s)
+        else:
+            self._patience.until = now + self._token_timeout_s
         if pieces:
             count = len(pieces)
             self.tokens += count
@@ -153,25 +157,15 @@ class Generation:
             else:
                 self._batch(batcher, batcher.add(pieces, since, now), since, now)
                 hold_s = batcher.unread_s(now, self._owner.feed.group)
-        if now >= self._rearm_at and self._owner.state is _STREAMING:
-            # Re-arming at every read would cost more than the read: an eighth of slack saves it.
-            timeout_s = self._engine.model_settings.token_timeout_s
-            self._rearm(now + 1.125 * timeout_s)
-            self._rearm_at = now + 0.125 * timeout_s
         return hold_s if self._owner.feed.has_room else math.inf
 
     async def room(self) -> None:
         """While the log can't be written it is no fault of the model that it isn't heard."""
         if self._owner.state.over:
             await asyncio.Event().wait()  # until the cancellation is here
-        self._rearm(None)
+        self._patience.until = math.inf
         await self._owner.feed.when_room()
-        self._rearm(self._loop.time() + self._engine.model_settings.token_timeout_s)
-        self._rearm_at = 0.0
-
-    def _rearm(self, when: float | None) -> None:
-        if not self._deadline.expired():
-            self._deadline.reschedule(when)
+        self._patience.wait_until(self._loop.time() + self._token_timeout_s)
 
     def _note(self, events: list[ModelEvent]) -> list[str]:
         """Takes what isn't text, and returns what is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from gateway.logs.cursor import Cursor
 from gateway.logs.feed import FULL_BYTES, TAIL_BYTES, Feed
 from gateway.logs.log import Head, Key, LogUnavailable, Position
 from gateway.logs.memory import MemoryLog
-from gateway.logs.slices import NOTHING_NEW
+from gateway.logs.slices import NOTHING_NEW, Slice
 from protocol.frames import Done, Entry, FunctionResult, Message, Token
 from tests.support.faults import ask, end, place, say
 
@@ -323,6 +324,28 @@ async def test_readers_at_one_place_share_a_slice(desk: Desk) -> None:
     assert second is not None
     assert [frame.seq for frame in first.frames] == [4]
     assert [(frame.seq, frame.content) for frame in second.frames if isinstance(frame, Token)] == [(5, "cd")]
+
+
+@pytest.mark.parametrize(("readers", "kept"), [(0, 0), (1, 0), (2, 100)])
+async def test_a_slice_is_kept_only_for_readers_to_come(desk: Desk, readers: int, kept: int) -> None:
+    conversations = [await opened(desk) for _ in range(100)]
+    each = [[cursor(feed)[0] for _ in range(readers)] for feed in conversations]
+    for feed in conversations:
+        ask(feed)
+        feed.visible = feed.seq
+        say(feed, "a")
+    gc.collect()
+    before = count_slices()
+    for feed, cursors in zip(conversations, each, strict=True):
+        for reader in cursors:
+            assert reader.take() is not None
+        if not cursors:
+            feed.slice_after(0)
+    assert count_slices() - before == kept
+
+
+def count_slices() -> int:
+    return sum(type(thing) is Slice for thing in gc.get_objects())
 
 
 async def test_a_slice_is_at_most_64_kib_and_the_rest_follows(desk: Desk) -> None:
