@@ -7,6 +7,9 @@ What isn't read yet costs nothing. So the batcher also tells when reading again 
 should be there at the pace of the text so far, and `max_s` after the last read at the latest. What such a late read
 brings has waited already, and goes out at once.
 
+Text that comes so slowly that nothing would join it within `max_s` isn't held, and is read when it comes: to wait
+would only make it late.
+
 Late reads are due on a grid: at multiples of `max_s`, of a half, a quarter or an eighth of it, whatever is the least
 that lets `max_chars` come together. So those that have a phase in common, as the conversations of one connection
 have, are due together, and what they bring goes out in one write. Other groups of conversations have other phases, so
@@ -25,6 +28,10 @@ ROUNDING = 0.01
 """Of a step: who reads on the grid isn't due at once again because of the last digits of the time."""
 PHASES, PHASE_S = 16, 0.005
 """So many are told apart, and so far apart they are."""
+SPARSE = 0.9
+"""Of `max_s`: with longer gaps between the pieces none is held."""
+PAUSE = 2
+"""Of `max_s`: a longer gap counts as this, so that after it the pace is soon known again."""
 LATE_S = 0.002
 """Text that may have waited for so long before it was read comes from a late read."""
 
@@ -32,8 +39,8 @@ LATE_S = 0.002
 class Batcher:
     """`add` what was read, and send what that returns."""
 
-    __slots__ = ("_chars", "_held", "_held_chars", "_max_chars", "_max_s", "_read_at", "_seconds", "_started",
-                 "due_at")  # fmt: skip
+    __slots__ = ("_chars", "_held", "_held_chars", "_max_chars", "_max_s", "_pieces", "_read_at", "_seconds",
+                 "_started", "due_at")  # fmt: skip
 
     def __init__(self, max_chars: int, max_s: float) -> None:
         self._max_chars = max_chars
@@ -42,7 +49,8 @@ class Batcher:
         self._held_chars = 0
         self._started = False
         self._read_at = 0.0
-        self._chars, self._seconds = 0.0, 0.0
+        self._chars = self._pieces = self._seconds = 0.0
+        """Of the text that was measured: what it took, too."""
         self.due_at: float | None = None
         """When the held text has to go out, on the clock of `now`; None when nothing is held."""
 
@@ -53,9 +61,11 @@ class Batcher:
         chars = len(text)
         if self._started:
             self._chars = KEPT * self._chars + chars
-            self._seconds = KEPT * self._seconds + now - self._read_at
+            self._pieces = KEPT * self._pieces + len(pieces)
+            self._seconds = KEPT * self._seconds + min(now - self._read_at, PAUSE * self._max_s)
         self._read_at = now
-        if self._started and now - since < LATE_S and self._held_chars + chars < self._max_chars:
+        late = now - since >= LATE_S
+        if self._started and not late and not self._sparse and self._held_chars + chars < self._max_chars:
             self._held.append(text)
             self._held_chars += chars
             if self.due_at is None:
@@ -63,6 +73,10 @@ class Batcher:
             return ""
         self._started = True
         return self.flush() + text if self._held else text
+
+    @property
+    def _sparse(self) -> bool:
+        return self._seconds >= SPARSE * self._max_s * self._pieces
 
     def flush(self) -> str:
         """All that is held."""
@@ -74,7 +88,7 @@ class Batcher:
     def unread_s(self, now: float, group: int) -> float:
         """For how long nothing need be read: 0, or more than 0 and about `max_s` at most. Those of a `group`, any
         number, have their phase in common."""
-        if not self._chars:
+        if not self._chars or self._sparse:
             return 0.0
         phase_s = group % PHASES * PHASE_S
         full_s = self._seconds / self._chars * (self._max_chars - self._held_chars)

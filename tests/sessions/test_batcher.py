@@ -44,15 +44,31 @@ def test_the_oldest_character_says_when_it_is_due() -> None:
     batcher = Batcher(10, 0.05)
     fed(batcher, "first", 1.0)
     assert batcher.due_at is None
-    fed(batcher, "b", 2.0)
-    fed(batcher, "c", 2.04)
-    assert batcher.due_at == pytest.approx(2.05)
-    fed(batcher, "0123456789", 2.045)
+    fed(batcher, "b", 1.02)
+    fed(batcher, "c", 1.04)
+    assert batcher.due_at == pytest.approx(1.07)
+    fed(batcher, "0123456789", 1.05)
     assert batcher.due_at is None
-    fed(batcher, "d", 2.06)
-    assert batcher.due_at == pytest.approx(2.11)
+    fed(batcher, "d", 1.06)
+    assert batcher.due_at == pytest.approx(1.11)
     batcher.flush()
     assert batcher.due_at is None
+
+
+def test_what_nothing_would_join_isnt_held() -> None:
+    batcher = Batcher(10, 0.05)
+    sent = [fed(batcher, "abc", 0.06 * number) for number in range(5)]
+    assert sent == ["abc"] * 5
+
+
+def test_after_a_pause_text_is_soon_held_again() -> None:
+    batcher = Batcher(1000, 0.05)
+    for number in range(9):
+        fed(batcher, "ab", 0.005 * number)
+    assert batcher.flush()
+    sent = [fed(batcher, "ab", 9.0 + 0.005 * number) for number in range(9)]
+    assert sent.count("ab") <= 3
+    assert sent[3:] == [""] * 6
 
 
 def test_what_has_waited_to_be_read_goes_out_at_once() -> None:
@@ -79,7 +95,8 @@ def paced(every_s: float, piece: str) -> Batcher:
         pytest.param(0.002, "12345", 0.01, id="a fast model"),
         pytest.param(0.0001, "12345", 0.01, id="never more often than this"),
         pytest.param(0.02, "1", 0.08, id="never later than the batch may wait"),
-        pytest.param(1.0, "1234", 0.08, id="a slow model"),
+        pytest.param(0.06, "1234", 0.08, id="a slow model"),
+        pytest.param(0.08, "1234", 0.0, id="one so slow that nothing would be joined"),
     ],
 )
 def test_when_reading_is_worth_while(every_s: float, piece: str, unread_s: float) -> None:
