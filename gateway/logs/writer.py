@@ -19,7 +19,7 @@ from gateway.logs.log import Append, Log, LogUnavailable
 
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
 AHEAD_S = 0.2
-"""How long a commit may take before tokens wait for it."""
+"""How long a token may be shown before the log has it: no more of them are while one takes longer."""
 
 log_lines = structlog.get_logger(__name__)
 
@@ -79,10 +79,13 @@ class Writer:
             await asyncio.sleep(0)
             if not self._closing:
                 self._wanted.clear()
+            loop = asyncio.get_running_loop()
+            oldest = loop.time()
             if self._timer is not None:
+                oldest = self._timer.when() - self._token_delay_s  # it may have waited for the commit before this one
                 self._timer.cancel()
                 self._timer = None
-            slow = asyncio.get_running_loop().call_later(AHEAD_S, self._hold_back)
+            slow = loop.call_at(oldest + AHEAD_S, self._hold_back)
             await self._commit_due()
             slow.cancel()
             self.runs_ahead = self.available

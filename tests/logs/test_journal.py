@@ -119,6 +119,28 @@ async def test_tokens_wait_for_a_commit_that_takes_too_long() -> None:
         assert feed.visible == 6
 
 
+async def test_a_token_that_waited_for_one_commit_isnt_given_all_the_time_of_the_next() -> None:
+    log = FaultLog()
+    async with running(log, token_delay_s=0.001) as journal:
+        feed = await journal.feeds.open(KEY)
+        ask(feed)
+        await feed.when_committed(1)
+        log.asked.clear()
+        log.gate.clear()
+        say(feed, "of the first commit")
+        await log.asked.wait()
+        say(feed, "of the second")
+        assert (feed.visible, feed.committed) == (3, 1)
+        await asyncio.sleep(0.6 * writers.AHEAD_S)
+        log.asked.clear()
+        log.gate.set()
+        log.gate.clear()  # lets go of the first only
+        await log.asked.wait()
+        await asyncio.sleep(0.6 * writers.AHEAD_S)
+        say(feed, "later")
+        assert (feed.visible, feed.committed) == (3, 2)
+
+
 async def test_an_outage_is_buffered_and_said_once() -> None:
     log = FaultLog()
     with structlog.testing.capture_logs() as lines:
