@@ -15,7 +15,7 @@ from gateway.logs.feeds import Feeds
 from gateway.logs.log import Position
 from gateway.logs.slices import Slice
 from protocol.codec import JSON, format_cursor
-from protocol.frames import AnyServerFrame, Deleted, Done, Error, Message, Snapshot
+from protocol.frames import Deleted, Done, Entry, Error, Message, Snapshot
 from protocol.sse import HEARTBEAT, event
 
 HEADERS = [
@@ -83,7 +83,8 @@ class EventStream:
         write_chunk: WriteChunk = scope.get("extensions", {}).get(CHUNKS, {}).get("write", _no_short_way)
 
         def pass_on(made: Slice) -> bool:
-            return write_chunk(b"".join(_events(made)))
+            [token] = _events(made)
+            return write_chunk(token)
 
         async def write(body: bytes) -> None:
             if not write_chunk(body):
@@ -94,7 +95,7 @@ class EventStream:
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
                 if self._snapshot is not None:
-                    await write(_event(self._snapshot, self._position))
+                    await write(_event(self._snapshot))
                 await self._follow(reader, write)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             finally:
@@ -107,7 +108,7 @@ class EventStream:
             feed = reader.cursor.feed
             last = self._ended(feed, made)
             if isinstance(made, Snapshot):
-                await write(_event(made, Position(made.seq, made.epoch)))
+                await write(_event(made))
             elif made.frames:
                 await write(b"".join(self._answered(made)[:last]))
             elif feed.deleted:
@@ -126,7 +127,7 @@ class EventStream:
             for at, frame in enumerate(made.frames):
                 if isinstance(frame, Message) and frame.seq == self._own_seq:
                     mine = structs.replace(frame, ref=self._ref)
-                    return [*events[:at], _event(mine, Position(frame.seq, frame.epoch)), *events[at + 1 :]]
+                    return [*events[:at], _event(mine), *events[at + 1 :]]
         return events
 
 
@@ -134,12 +135,12 @@ def _events(made: Slice) -> list[bytes]:
     """Made once for all readers of the slice."""
     events = made.encoded.get("sse")
     if events is None:
-        events = made.encoded["sse"] = [_event(frame, Position(frame.seq, frame.epoch)) for frame in made.frames]
+        events = made.encoded["sse"] = [_event(frame) for frame in made.frames]
     return events
 
 
-def _event(frame: AnyServerFrame, cursor: Position) -> bytes:
-    return event(JSON.encode(frame), format_cursor(cursor.seq, cursor.epoch))
+def _event(frame: Entry | Snapshot) -> bytes:
+    return event(JSON.encode(frame), format_cursor(frame.seq, frame.epoch))
 
 
 def _no_short_way(_: bytes) -> bool:
