@@ -140,10 +140,10 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "websocket": Case(WebSocketClient, "memory:", one_by_one, 50, 74, 2.1),
-    "websocket-sqlite": Case(WebSocketClient, "sqlite:", one_by_one, 50, 74, 2.1),
-    "sse": Case(EventClient, "memory:", one_by_one, 50, 54, 2.1),
-    "websocket-flooded": Case(WebSocketClient, "memory:", at_once, 200, 20.5, 0.05),
+    "websocket": Case(WebSocketClient, "memory:", one_by_one, 50, 60.5, 2.1),
+    "websocket-sqlite": Case(WebSocketClient, "sqlite:", one_by_one, 50, 60.5, 2.1),
+    "sse": Case(EventClient, "memory:", one_by_one, 50, 55, 2.1),
+    "websocket-flooded": Case(WebSocketClient, "memory:", at_once, 200, 13.6, 0.05),
 }
 
 
