@@ -333,10 +333,13 @@ class Store:
                 self.db.execute("COMMIT")
         except BaseException:
             self._in_doubt = self._failing = True
-            with explained(self._path):
-                if self.db.in_transaction:  # SQLite itself rolls back after some errors
-                    self.db.execute("ROLLBACK")
+            self._roll_back()
             raise
+
+    def _roll_back(self) -> None:
+        with explained(self._path):
+            if self.db.in_transaction:  # SQLite itself rolls back after some errors
+                self.db.execute("ROLLBACK")
 
     def _sync_as(self, level: str) -> None:
         """From the next transaction on."""
@@ -356,6 +359,7 @@ class Store:
 
     def _recover(self) -> None:
         """Makes memory what the file says."""
+        self._roll_back()  # if that failed, too: a commit of one statement would join what is never committed
         self._heads.clear()
         with explained(self._path):
             sizes, staged = read_recent(self.db)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.logs import segment, sqlite_file
-from gateway.logs.log import Append, Key, Position
+from gateway.logs.log import Append, Key, LogUnavailable, Position
 from gateway.logs.recent import Recent
 from gateway.logs.sqlite_store import RECENT_BYTES, Store
 from protocol.frames import Done, Entry, Message, Metadata, Token
@@ -222,6 +222,25 @@ def test_whatever_was_moved_a_crash_leaves_every_entry_once(
         for number, entries in model.items():
             assert stored(store, number) == entries
     store.close()
+
+
+def test_a_transaction_that_can_not_even_be_rolled_back_takes_no_later_commit_with_it(
+    store: Store, tmp_path: Path
+) -> None:
+    begin(store, 100)
+
+    def neither(action: int, operation: str | None, *_: object) -> int:
+        ends = action == sqlite3.SQLITE_TRANSACTION and operation in ("COMMIT", "ROLLBACK")
+        return sqlite3.SQLITE_DENY if ends else sqlite3.SQLITE_OK
+
+    store.db.set_authorizer(neither)
+    with pytest.raises(LogUnavailable):
+        store.commit([append(100, message(100, 1))])
+    store.db.set_authorizer(None)
+    assert store.commit([append(7, token(7, 2))]) == [True]
+    after_crash = crashed(store, tmp_path / "copy")
+    assert (stored(after_crash, 7), stored(after_crash, 100)) == ([message(7, 1), token(7, 2)], [])
+    after_crash.close()
 
 
 def test_an_erasure_keeps_the_others_that_have_not_moved(store: Store, tmp_path: Path) -> None:
