@@ -78,16 +78,20 @@ class Step(IntEnum):
 class Tally:
     """What is counted once the warm-up is over."""
 
-    def __init__(self) -> None:
-        self.on = False
+    def __init__(self, from_s: float, until_s: float) -> None:
+        self.from_s, self.until_s = from_s, until_s
         self.tokens = self.appends = self.calls = 0
         self.node_us = 0.0
         self.commits_s: list[float] = []
 
+    def part_us(self, began_s: float, us: float) -> float:
+        """What falls into the time that is counted: who is overloaded is busy with one turn for longer than that."""
+        return max(0.0, min(began_s + us / 1e6, self.until_s) - max(began_s, self.from_s)) * 1e6
+
 
 class Shard:
-    def __init__(self, costs: Costs) -> None:
-        self.costs = costs
+    def __init__(self, costs: Costs, tally: Tally) -> None:
+        self.costs, self.tally = costs, tally
         self.inbox: deque[tuple[float, Node, int, int]] = deque()
         """When a commit's calls arrive, whose they are, how many calls, how many appends."""
         self.free_s = 0.0
@@ -100,7 +104,7 @@ class Shard:
             _, node, calls, appends = self.inbox.popleft()
             us += self.costs.redis.of(calls, appends, followed)
             answered.append(node)
-        self.busy_us += us
+        self.busy_us += self.tally.part_us(now, us)
         self.free_s = now + us / 1e6
         return self.free_s, answered
 
@@ -146,9 +150,9 @@ class Node:
             us += more_us
         us += tokens * self.system.followed * self.costs.follower_us
         self.free_s = now + us / 1e6
-        if self.tally.on:
+        self.tally.node_us += self.tally.part_us(now, us)
+        if now >= self.tally.from_s:
             self.tally.tokens += tokens
-            self.tally.node_us += us
         return sent
 
     def _read(self, now: float) -> tuple[int, int]:
@@ -182,7 +186,7 @@ class Node:
                 self.due = set()
                 appends = sum(appends for _, _, appends in self.calls)
                 calls = sum(calls for _, calls, _ in self.calls)
-                if self.tally.on:
+                if now >= self.tally.from_s:
                     self.tally.appends += appends
                     self.tally.calls += calls
                 return self.costs.commit.of(calls, appends), []
@@ -194,7 +198,7 @@ class Node:
             case Step.ANSWERED:
                 ready = self.due and now >= self.due_since_s + self.system.token_delay_s
                 self.step = Step.WANTED if ready else Step.IDLE
-                if self.tally.on:
+                if now >= self.tally.from_s:
                     self.tally.commits_s.append(now - self.wanted_s)
             case _:
                 pass
@@ -236,19 +240,15 @@ class Events:
 
 def simulate(system: System, costs: Costs, *, warm_up_s: float = 0.5, seconds: float = 1.0, seed: int = 1) -> Result:
     """Deterministic for a seed. Takes about two seconds for every million tokens."""
-    rng, tally, events = random.Random(seed), Tally(), Events()
-    shards = [Shard(costs) for _ in range(system.shards)]
+    rng, tally, events = random.Random(seed), Tally(warm_up_s, warm_up_s + seconds), Events()
+    shards = [Shard(costs, tally) for _ in range(system.shards)]
     for _ in range(system.nodes):
         node = Node(system, costs, system.streams // system.nodes, tally, rng)
         events.appoint(node, node.next_s())
     while True:
         now, who = events.next()
-        if now >= warm_up_s + seconds:
+        if now >= tally.until_s:
             return _result(system, tally, shards, seconds)
-        if now >= warm_up_s and not tally.on:
-            tally.on = True
-            for shard in shards:
-                shard.busy_us = 0.0
         if isinstance(who, Node):
             _node_turn(who, now, shards, events)
         else:

@@ -35,6 +35,13 @@ def test_a_node_is_never_busier_than_always_and_reads_more_at_once_then() -> Non
     assert too_much.commit_p50_s > 10 * fits.commit_p50_s
 
 
+def test_an_overloaded_shard_is_always_busy_though_it_answers_nothing_meanwhile() -> None:
+    """A plan that took it for an idle one ended at two shards for a million connections."""
+    result = simulate(System(20, 2, 40_000, 50.0), COSTS, warm_up_s=0.2, seconds=0.01)
+    assert result.appends_per_token == 0.0
+    assert result.shard_busy == pytest.approx(1.0)
+
+
 def test_a_commit_costs_a_shard_what_the_lines_say() -> None:
     result = simulate(System(1, 1, 100, 50.0), COSTS, seconds=2.0)
     appends = result.appends_per_call  # one call a commit on a single server
