@@ -90,9 +90,13 @@ class Connection:
 
     @property
     def busy(self) -> bool:
-        """A turn that this node runs is open in one of its conversations, or a command isn't answered yet."""
-        feeds = (sub.cursor.feed for sub in self._out.subscriptions.values())
-        return self._waiting > 0 or any(feed.open_turns and not feed.follows for feed in feeds)
+        """A turn that this node runs is open in one of its conversations or hasn't been read to its end, or a command
+        isn't answered yet."""
+        return self._waiting > 0 or any(
+            not feed.follows and (feed.open_turns or cursor.position.seq < feed.seq)
+            for cursor in (sub.cursor for sub in self._out.subscriptions.values())
+            for feed in (cursor.feed,)
+        )
 
     def goaway(self, reason: str, reconnect_after_ms: int) -> None:
         """Says goodbye, and closes with 1012 once what is written has gone out."""

@@ -136,7 +136,9 @@ class LogAndSessions(Slice):
     max_queued: Whole = _setting(16, "messages that may wait in one conversation", _AT_LEAST_0, ge=0)
     session_idle_s: Seconds = _setting(300, "an idle session leaves memory after this", _SECONDS_OVER_0, gt=0)
     batch_chars: Whole = _setting(10, "tokens are joined up to so many characters; 0: no batching", _AT_LEAST_0, ge=0)
-    batch_ms: Whole = _setting(50, "and wait at most so many milliseconds; 0: no batching", _AT_LEAST_0, ge=0)
+    batch_ms: Whole = _setting(
+        50, "and wait at most so many milliseconds, if more can be expected; 0: no batching", _AT_LEAST_0, ge=0
+    )
 
     @property
     def url(self) -> str:
