@@ -92,10 +92,10 @@ class Connection:
     def busy(self) -> bool:
         """A turn that this node runs is open in one of its conversations or hasn't been read to its end, or a command
         isn't answered yet."""
+        cursors = (sub.cursor for sub in self._out.subscriptions.values())
         return self._waiting > 0 or any(
-            not feed.follows and (feed.open_turns or cursor.position.seq < feed.seq)
-            for cursor in (sub.cursor for sub in self._out.subscriptions.values())
-            for feed in (cursor.feed,)
+            not cursor.feed.follows and (cursor.feed.open_turns or cursor.position.seq < cursor.feed.seq)
+            for cursor in cursors
         )
 
     def goaway(self, reason: str, reconnect_after_ms: int) -> None:

@@ -12,6 +12,7 @@ from gateway.logs.feed import Feed
 from gateway.logs.feeds import Feeds
 from gateway.logs.log import LogUnavailable, Position
 from gateway.logs.slices import Slice
+from gateway.sessions.deadline import Deadline
 from protocol.codes import Refusal
 from protocol.frames import Snapshot, Token
 
@@ -45,9 +46,8 @@ class Reader:
         """There may be something new since this was cleared."""
         self._waiter: asyncio.Future[None] | None = None
         """While the task waits for something new."""
-        self._silent_at = 0.0
-        """When nothing will have come for `heartbeat_s`."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._silence = Deadline(self._wake)
+        """Nothing has come for `heartbeat_s`."""
         self.cursor = self._cursor(feed, position)
 
     def _cursor(self, feed: Feed, position: Position) -> Cursor:
@@ -58,8 +58,7 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self.cursor.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._silence.close()
 
     def leave(self) -> None:
         """The peer is gone: `slices` ends."""
@@ -96,24 +95,15 @@ class Reader:
         """Returns when the task is needed, and when nothing came for `heartbeat_s`. Safe to cancel."""
         if self._rung:
             return
-        self._silent_at = self._loop.time() + self._heartbeat_s
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._silent_at, self._look)
+        self._silence.wait_until(self._loop.time() + self._heartbeat_s)
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
-    def _look(self) -> None:
-        """One timer looks now and then whether it has been silent for long: one for each wait would cost more than
-        the wait."""
-        self._timer = None
-        if self._waiter is None or self._waiter.done():
-            return
-        if self._loop.time() < self._silent_at:
-            self._timer = self._loop.call_at(self._silent_at, self._look)
-        else:
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _ring(self) -> None:
@@ -130,7 +120,7 @@ class Reader:
             return  # the task woke meanwhile
         try:
             if self._passed():
-                self._silent_at = self._loop.time() + self._heartbeat_s
+                self._silence.until = self._loop.time() + self._heartbeat_s
             else:
                 waiter.set_result(None)
         except Exception as bug:  # noqa: BLE001 # the reader's own, and raised in its task

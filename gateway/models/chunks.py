@@ -112,6 +112,7 @@ class ChatStream:
                 lines = data[5:].replace(_NEXT_EVENT, b"\n")
                 chunks = _decode_lines(lines)
                 count = len(chunks)
+                # No line ends but theirs, and none of them within an object.
                 if data.count(b"\n") == 2 * count and len(data) - len(lines) == 5 + (count - 1) * _SPARED_BYTES:
                     return [text for chunk in chunks if (text := chunk.choices[0].delta.content)]
             except (ValueError, RecursionError):

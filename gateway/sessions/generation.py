@@ -17,6 +17,7 @@ from gateway.models.model import CallFragment, Finish, Model, ModelError, ModelR
 from gateway.models.model import Event as ModelEvent
 from gateway.sessions.batcher import Batcher
 from gateway.sessions.calls import CallAssembler
+from gateway.sessions.deadline import Deadline
 from gateway.sessions.patience import Patience
 from gateway.sessions.states import Event, State
 from gateway.settings import LogAndSessions, Upstream
@@ -59,7 +60,7 @@ class Owner(Protocol):
 class Generation:
     """`run` once. `flush` at any time: before every other frame of the turn, and when it is stopped."""
 
-    __slots__ = ("_batcher", "_emit", "_engine", "_flush_timer", "_held_since", "_loop", "_owner", "_patience",
+    __slots__ = ("_batcher", "_emit", "_engine", "_flushing", "_held_since", "_loop", "_owner", "_patience",
                  "_started_at", "_token_timeout_s", "calls", "reason", "tokens", "usage")  # fmt: skip
 
     def __init__(self, owner: Owner, engine: Engine, emit: Callable[[list[str]], None]) -> None:
@@ -75,11 +76,11 @@ class Generation:
         self._patience = Patience()
         self._token_timeout_s = engine.model_settings.token_timeout_s
         # Text that isn't read for so long mustn't be taken for a model that is silent.
-        most_s = engine.model_settings.token_timeout_s / 2
-        chars, held_s = engine.log_settings.batch_chars, min(engine.log_settings.batch_ms / 1000, most_s)
+        chars, held_s = engine.log_settings.batch_chars, engine.log_settings.batch_ms / 1000
+        held_s = min(held_s, self._token_timeout_s / 2)
         self._batcher = Batcher(chars, held_s) if chars and held_s else None
         self._held_since = 0.0
-        self._flush_timer: asyncio.TimerHandle | None = None
+        self._flushing = Deadline(self.flush)
 
     async def run(self, request: ModelRequest) -> None:
         """Returns when the model has finished. Raises `Refusal`, and `LogUnavailable` when the conversation isn't
@@ -101,7 +102,7 @@ class Generation:
         finally:
             if not self._owner.state.over:
                 self.flush()
-            self._cancel_timer()
+            self._flushing.close()
 
     # ------------------------------------------------------------ asking
 
@@ -188,30 +189,15 @@ class Generation:
         self._held_since = self._held_since or since
         if text:
             self._send(text, now)
-        elif self._flush_timer is None and batcher.due_at is not None:
-            self._flush_timer = self._loop.call_at(batcher.due_at, self._flush_due)
+        elif batcher.due_at is not None:
+            self._flushing.wait_until(batcher.due_at)
 
     def _send(self, text: str, now: float) -> None:
         self._emit([text])
         self._engine.metrics.tokens(1, now - self._held_since)
         self._held_since = 0.0
 
-    def _flush_due(self) -> None:
-        self._flush_timer = None
-        batcher = self._batcher
-        if batcher is None or batcher.due_at is None:
-            return
-        if batcher.due_at > self._loop.time():  # what was held went out by size, and something new is held
-            self._flush_timer = self._loop.call_at(batcher.due_at, self._flush_due)
-        else:
-            self.flush()
-
     def flush(self) -> None:
         """Sends what the batcher holds."""
         if self._batcher is not None and (text := self._batcher.flush()):
             self._send(text, self._loop.time())
-
-    def _cancel_timer(self) -> None:
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None

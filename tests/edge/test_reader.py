@@ -11,13 +11,12 @@ import structlog
 from gateway.edge import reader as readers
 from gateway.edge.reader import Reader
 from gateway.logs.feed import Feed
-from gateway.logs.journal import Journal
 from gateway.logs.log import Position
 from gateway.logs.slices import Slice
 from protocol.codec import JSON
 from protocol.frames import Done, Entry, Token
 from protocol.merge import SLICE_BYTES
-from tests.support.faults import FaultLog, ask, end, say
+from tests.support.faults import FaultLog, ask, begun, end, say
 from tests.support.node import KEY, feeds_of, is_token, read_until, running_node
 from tests.support.scripted import END, ScriptedModel
 
@@ -144,15 +143,9 @@ async def log(monkeypatch: pytest.MonkeyPatch) -> FaultLog:
 
 @pytest.fixture
 async def feed(log: FaultLog) -> AsyncIterator[Feed]:
-    await log.open()
-    journal = Journal(log, token_delay_s=0.001)
-    journal.start()
-    feed = await journal.feeds.open(KEY)
-    ask(feed)
-    await feed.when_committed(1)
-    yield feed
-    assert feed.cursors == ()
-    await journal.close()
+    async with begun(log, KEY) as feed:
+        yield feed
+        assert feed.cursors == ()
 
 
 async def followed(feed: Feed, heartbeat_s: float = 60) -> Following:
@@ -165,11 +158,13 @@ async def followed(feed: Feed, heartbeat_s: float = 60) -> Following:
 
 
 async def leave(following: Following) -> None:
+    timer = following.reader._silence._timer
     following.reader.leave()
     async with asyncio.timeout(5):
         await following.task
-    assert following.reader._timer is not None
-    assert following.reader._timer.cancelled()
+    assert timer is not None
+    assert timer.cancelled()
+    assert following.reader._silence._timer is None
 
 
 async def test_text_is_passed_on_and_the_task_sleeps_on(feed: Feed) -> None:
@@ -328,8 +323,8 @@ async def test_a_deletion_while_the_task_is_busy_is_told(feed: Feed) -> None:
 
 async def test_a_pump_that_comes_too_late_leaves_the_task_alone(feed: Feed) -> None:
     following = await followed(feed)
-    following.reader._silent_at = 0.0
-    following.reader._look()  # wakes the task, which is there before the pump
+    following.reader._silence.until = 0.0
+    following.reader._silence._look()  # wakes the task, which is there before the pump
     say(feed, "a")
     await asyncio.sleep(0.005)
     assert [[frame.seq for frame in made.frames] for made in following.woken] == [[1], [], [2], []]

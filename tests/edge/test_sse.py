@@ -16,11 +16,10 @@ from gateway.edge import reader as readers
 from gateway.edge.http_guard import CHUNKS
 from gateway.edge.sse import Ended, EventStream, after_turn, when_idle
 from gateway.logs.feed import Feed
-from gateway.logs.journal import Journal
 from gateway.logs.log import Position
 from protocol.merge import SLICE_BYTES
 from protocol.sse import EventParser
-from tests.support.faults import FaultLog, ask, end, say
+from tests.support.faults import FaultLog, ask, begun, end, say
 from tests.support.node import KEY, feeds_of
 from tests.support.serving import Server, serving
 
@@ -36,15 +35,9 @@ async def log() -> FaultLog:
 async def feed(log: FaultLog, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Feed]:
     """With a turn that has begun. No test may leave a cursor or a task."""
     monkeypatch.setattr(readers, "LOG_RETRY_S", 0.005)
-    await log.open()
-    journal = Journal(log, token_delay_s=0.001)
-    journal.start()
-    feed = await journal.feeds.open(KEY)
-    ask(feed)
-    await feed.when_committed(1)
-    yield feed
-    await until(lambda: feed.cursors == () and not names())
-    await journal.close()
+    async with begun(log, KEY) as feed:
+        yield feed
+        await until(lambda: feed.cursors == () and not names())
 
 
 def names() -> list[str]:

@@ -19,7 +19,7 @@ from gateway.logs.journal import Journal
 from gateway.logs.log import Claim, Head, Key, LogUnavailable, Position
 from gateway.logs.nodes import Follower, Handler
 from protocol.frames import Token
-from tests.support.faults import FaultLog, ask, end, say
+from tests.support.faults import FaultLog, ask, asked, end, say
 
 KEY, OTHER = Key("o", "c1"), Key("o", "c2")
 
@@ -61,9 +61,7 @@ async def test_what_comes_in_one_turn_of_the_loop_shares_a_commit() -> None:
 async def test_tokens_wait_a_little_and_never_for_ever() -> None:
     log = FaultLog()
     async with running(log, token_delay_s=0.02) as journal:
-        feed = await journal.feeds.open(KEY)
-        ask(feed)
-        await feed.when_committed(1)
+        feed = await asked(journal, KEY)
         for number in range(20):
             say(feed, "x")
             if number % 7 == 0:
@@ -122,9 +120,7 @@ async def test_tokens_wait_for_a_commit_that_takes_too_long() -> None:
 async def test_a_token_that_waited_for_one_commit_isnt_given_all_the_time_of_the_next() -> None:
     log = FaultLog()
     async with running(log, token_delay_s=0.001) as journal:
-        feed = await journal.feeds.open(KEY)
-        ask(feed)
-        await feed.when_committed(1)
+        feed = await asked(journal, KEY)
         log.asked.clear()
         log.gate.clear()
         say(feed, "of the first commit")
@@ -228,9 +224,7 @@ async def test_a_feed_that_is_dropped_while_it_is_written() -> None:
 async def test_closing_writes_what_is_due() -> None:
     log = FaultLog()
     async with running(log, token_delay_s=60) as journal:
-        feed = await journal.feeds.open(KEY)
-        ask(feed)
-        await feed.when_committed(1)
+        feed = await asked(journal, KEY)
         say(feed, "a", "b")
     assert await seqs(log) == [1, 2, 3]
 
@@ -348,9 +342,7 @@ async def test_a_lost_tail_is_written_again_though_another_conversation_cant_be_
 async def test_a_feed_that_was_given_up_while_it_was_written_takes_nothing_back() -> None:
     log = Shared()
     async with running(log, nodes=Others()) as journal:
-        feed = await journal.feeds.open(KEY)
-        ask(feed)
-        await feed.when_committed(1)
+        feed = await asked(journal, KEY)
         log.gate.clear()
         log.asked.clear()
         end(feed)

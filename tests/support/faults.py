@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from gateway.logs.feed import Feed
+from gateway.logs.journal import Journal
 from gateway.logs.log import Append, Key, LogUnavailable
 from gateway.logs.memory import MemoryLog
 from protocol.frames import Done, Entry, Message, Metadata, Token
@@ -81,6 +83,24 @@ def say(feed: Feed, *texts: str, turn_id: str = "t1") -> None:
 
 def ask(feed: Feed, content: str = "hi", turn_id: str = "t1") -> None:
     feed.append(Message(**place(feed, turn_id), content=content, message_id=f"m_{turn_id}"))
+
+
+async def asked(journal: Journal, key: Key) -> Feed:
+    """A conversation with a question in its log."""
+    feed = await journal.feeds.open(key)
+    ask(feed)
+    await feed.when_committed(1)
+    return feed
+
+
+@asynccontextmanager
+async def begun(log: FaultLog, key: Key) -> AsyncIterator[Feed]:
+    """The same in a journal of its own."""
+    await log.open()
+    journal = Journal(log, token_delay_s=0.001)
+    journal.start()
+    yield await asked(journal, key)
+    await journal.close()
 
 
 def end(feed: Feed, turn_id: str = "t1") -> None:
