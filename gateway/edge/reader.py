@@ -82,7 +82,7 @@ class Reader:
                 return
             if not made.frames and feed.fenced and not feed.deleted:
                 continue  # it was given up while the log was read
-            over = not made.frames and (feed.deleted or feed.handed_over)
+            over = not made.frames and (feed.deleted or (feed.handed_over and feed.all_visible))
             yield made
             if over:
                 return

@@ -52,7 +52,7 @@ def when_idle(feed: Feed, made: Slice | Snapshot) -> int | None:
     """The stream of an attached reader: over when it is level and no turn is open."""
     if isinstance(made, Snapshot):
         return None
-    return 0 if not made.frames and not feed.open_turns and feed.visible == feed.seq else None
+    return 0 if not made.frames and not feed.open_turns and feed.all_visible else None
 
 
 class EventStream:

@@ -212,6 +212,11 @@ class Feed:
         return self._writer.available
 
     @property
+    def all_visible(self) -> bool:
+        """Nothing is on its way to the log that readers wait for."""
+        return self.visible == self.seq
+
+    @property
     def has_room(self) -> bool:
         """Of a tail that is over its bound nearly all isn't committed: see `written`."""
         return self.tail_bytes < FULL_BYTES and not self.fenced

@@ -321,6 +321,19 @@ async def test_a_deletion_while_the_task_is_busy_is_told(feed: Feed) -> None:
     assert [[frame.seq for frame in made.frames] for made in seen] == [[1], [], [2], []]
 
 
+async def test_a_node_that_stops_shows_what_is_on_its_way_to_the_log(log: FaultLog, feed: Feed) -> None:
+    following = await followed(feed)
+    log.gate.clear()
+    say(feed, "a")
+    end(feed)
+    feed.hand_over()
+    await asyncio.sleep(0.005)
+    log.gate.set()
+    async with asyncio.timeout(5):
+        await following.task
+    assert isinstance(following.all[-1], Done)
+
+
 async def test_a_pump_that_comes_too_late_leaves_the_task_alone(feed: Feed) -> None:
     following = await followed(feed)
     following.reader._silence.until = 0.0
